@@ -1,0 +1,310 @@
+package dbus
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"reflect"
+	"strings"
+	"sync"
+
+	godbus "github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+)
+
+// maxFDs is the most descriptors that one message may carry (SCM_MAX_FD of
+// unix(7)).
+const maxFDs = 253
+
+// wire is the stream below a godbus connection. It exists because godbus' own
+// socket transport panics on an array of descriptors ("ah") in a message, and
+// loses descriptors that a message carries but does not name; either would let
+// any caller end or drain a daemon. So godbus is given a plain stream, and
+// descriptors travel beside it: incoming ones queue up here in the order of the
+// messages and are handed out by the incoming interceptor, outgoing messages
+// with descriptors are encoded by the outgoing interceptor and take the place
+// of the frame that godbus writes for them.
+type wire struct {
+	sock *net.UnixConn
+
+	// Reader's side: used by one goroutine, godbus' reader, which also runs the
+	// incoming interceptor.
+	in   []byte
+	rest []byte
+	oob  []byte
+	fds  []int
+
+	mu     sync.Mutex
+	frames map[uint32]frame // encoded messages with descriptors, by serial
+	begun  bool             // the authentication is over
+}
+
+type frame struct {
+	data []byte
+	fds  []int
+}
+
+func dialUnix(ctx context.Context, address string) (*net.UnixConn, error) {
+	rest, ok := strings.CutPrefix(address, "unix:")
+	if !ok {
+		return nil, fmt.Errorf("connect to bus: address %q is not a unix: address", address)
+	}
+	name := ""
+	for pair := range strings.SplitSeq(rest, ",") {
+		key, value, _ := strings.Cut(pair, "=")
+		value, err := url.PathUnescape(value)
+		if err != nil {
+			return nil, fmt.Errorf("connect to bus: address %q: %w", address, err)
+		}
+		switch key {
+		case "path":
+			name = value
+		case "abstract":
+			name = "@" + value
+		}
+	}
+	if name == "" {
+		return nil, fmt.Errorf("connect to bus: address %q names no socket", address)
+	}
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", name)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
+}
+
+// FromSocket authenticates on a connected socket of a message bus as the
+// calling process and says Hello. It takes sock over, also when it fails.
+func FromSocket(ctx context.Context, sock *net.UnixConn) (*godbus.Conn, error) {
+	w := &wire{sock: sock, in: make([]byte, 64<<10), oob: make([]byte, unix.CmsgSpace(4*maxFDs)), frames: map[uint32]frame{}}
+	tree := newTree()
+	conn, err := godbus.NewConn(w,
+		godbus.WithContext(context.WithValue(context.WithoutCancel(ctx), treeKey{}, tree)),
+		godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()),
+		godbus.WithIncomingInterceptor(func(msg *godbus.Message) { tree.incoming(msg, w.attach(msg)) }),
+		godbus.WithOutgoingInterceptor(w.detach),
+	)
+	if err != nil {
+		_ = sock.Close()
+		return nil, err
+	}
+	tree.conn = conn
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	err = conn.Auth(nil)
+	if err == nil {
+		err = conn.Hello()
+	}
+	if !stop() && ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+func (w *wire) Close() error { return w.sock.Close() }
+
+// Read hands out buffered bytes, and refills the buffer with one read that also
+// takes descriptors in.
+func (w *wire) Read(b []byte) (int, error) {
+	if len(w.rest) == 0 {
+		n, oobn, flags, _, err := w.sock.ReadMsgUnix(w.in, w.oob)
+		if oobn > 0 {
+			w.takeFDs(w.oob[:oobn])
+		}
+		if err != nil {
+			return 0, err
+		}
+		if n == 0 {
+			return 0, io.EOF
+		}
+		if flags&unix.MSG_CTRUNC != 0 {
+			return 0, errors.New("read from bus: control data truncated")
+		}
+		w.rest = w.in[:n]
+	}
+	n := copy(b, w.rest)
+	w.rest = w.rest[n:]
+	return n, nil
+}
+
+func (w *wire) takeFDs(oob []byte) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return
+	}
+	for i := range messages {
+		if fds, err := unix.ParseUnixRights(&messages[i]); err == nil {
+			w.fds = append(w.fds, fds...)
+		}
+	}
+}
+
+// attach puts the descriptors of an incoming message into its body and returns
+// all that came with it, also those that the body does not name.
+func (w *wire) attach(msg *godbus.Message) []int {
+	count, _ := msg.Headers[godbus.FieldUnixFDs].Value().(uint32)
+	n := min(int(count), len(w.fds))
+	fds := w.fds[:n:n]
+	w.fds = w.fds[n:]
+	if n == 0 {
+		w.fds = nil
+	}
+	for i, value := range msg.Body {
+		msg.Body[i] = replaceFDs(value, fds)
+	}
+	return fds
+}
+
+// replaceFDs turns the indices in a decoded value into descriptors, -1 for an
+// index out of range. Arrays of descriptors become []godbus.UnixFD.
+func replaceFDs(value any, fds []int) any {
+	switch v := value.(type) {
+	case godbus.UnixFDIndex:
+		if int(v) >= len(fds) {
+			return godbus.UnixFD(-1)
+		}
+		return godbus.UnixFD(fds[v])
+	case []godbus.UnixFDIndex:
+		out := make([]godbus.UnixFD, len(v))
+		for i, index := range v {
+			out[i] = replaceFDs(index, fds).(godbus.UnixFD)
+		}
+		return out
+	case godbus.Variant:
+		if !strings.ContainsAny(v.Signature().String(), "hv") {
+			return v
+		}
+		return godbus.MakeVariantWithSignature(replaceFDs(v.Value(), fds), v.Signature())
+	case []any:
+		for i := range v {
+			v[i] = replaceFDs(v[i], fds)
+		}
+		return v
+	case [][]any:
+		for i := range v {
+			replaceFDs(v[i], fds)
+		}
+		return v
+	case []godbus.Variant:
+		for i := range v {
+			v[i] = replaceFDs(v[i], fds).(godbus.Variant)
+		}
+		return v
+	case map[string]godbus.Variant:
+		for key := range v {
+			v[key] = replaceFDs(v[key], fds).(godbus.Variant)
+		}
+		return v
+	}
+	return value
+}
+
+// detach encodes an outgoing message that carries descriptors, and leaves an
+// empty one to godbus whose frame Write replaces.
+func (w *wire) detach(msg *godbus.Message) {
+	if !mayHoldFD(msg.Body) {
+		return
+	}
+	count, err := msg.CountFds()
+	if err != nil || count == 0 {
+		return
+	}
+	msg.Headers[godbus.FieldUnixFDs] = godbus.MakeVariant(uint32(count))
+	var buf bytes.Buffer
+	fds, err := msg.EncodeToWithFDs(&buf, binary.NativeEndian)
+	if err != nil {
+		return // godbus meets the same error and reports it
+	}
+	w.mu.Lock()
+	w.frames[msg.Serial()] = frame{data: buf.Bytes(), fds: fds}
+	w.mu.Unlock()
+	msg.Body = nil
+	delete(msg.Headers, godbus.FieldUnixFDs)
+	delete(msg.Headers, godbus.FieldSignature)
+}
+
+// mayHoldFD spares messages of plain values the encoding that counting costs.
+func mayHoldFD(body []any) bool {
+	for _, value := range body {
+		switch value.(type) {
+		case string, godbus.ObjectPath, uint32, int32, uint64, bool, []string, []byte:
+			continue
+		}
+		if strings.ContainsAny(godbus.SignatureOfType(reflect.TypeOf(value)).String(), "hv") {
+			return true
+		}
+	}
+	return false
+}
+
+var (
+	beginLine     = []byte("BEGIN\r\n")
+	negotiateLine = []byte("NEGOTIATE_UNIX_FD\r\n")
+)
+
+// Write sends one frame; godbus writes each message with one call, under a lock.
+func (w *wire) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	begun := w.begun
+	var f frame
+	found := false
+	if begun && len(b) >= 16 {
+		serial := binary.NativeEndian.Uint32(b[8:12])
+		if f, found = w.frames[serial]; found {
+			delete(w.frames, serial)
+		}
+	}
+	w.mu.Unlock()
+	switch {
+	case found:
+		return len(b), w.writeFrame(f)
+	case !begun && bytes.Equal(b, beginLine):
+		if err := w.negotiate(); err != nil {
+			return 0, err
+		}
+		w.mu.Lock()
+		w.begun = true
+		w.mu.Unlock()
+	}
+	return w.sock.Write(b)
+}
+
+func (w *wire) writeFrame(f frame) error {
+	n, _, err := w.sock.WriteMsgUnix(f.data, unix.UnixRights(f.fds...), nil)
+	if err != nil {
+		return err
+	}
+	_, err = w.sock.Write(f.data[n:])
+	return err
+}
+
+// negotiate asks the bus to pass descriptors (D-Bus specification,
+// "Authentication Protocol"); godbus is about to send BEGIN.
+func (w *wire) negotiate() error {
+	if _, err := w.sock.Write(negotiateLine); err != nil {
+		return err
+	}
+	var line []byte
+	for b := make([]byte, 1); !bytes.HasSuffix(line, []byte("\r\n")); {
+		if len(line) > 1024 {
+			return errors.New("negotiate file descriptors: answer of bus is too long")
+		}
+		if _, err := io.ReadFull(w, b); err != nil {
+			return err
+		}
+		line = append(line, b[0])
+	}
+	if !bytes.HasPrefix(line, []byte("AGREE_UNIX_FD")) {
+		return fmt.Errorf("negotiate file descriptors: bus says %q", bytes.TrimSpace(line))
+	}
+	return nil
+}
