@@ -1,0 +1,108 @@
+package ptyfwd
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+)
+
+// prepare puts the person's terminal into raw mode and makes writing to stdout
+// non-blocking.
+func (f *Forwarder) prepare() error {
+	if !f.opts.ReadOnly {
+		if err := f.rawMode(); err != nil {
+			return err
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(f.stdout, &st); err != nil {
+		return fmt.Errorf("forward pty: output: %w", os.NewSyscallError("fstat", err))
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+		return nil // never blocks, and its offset must move
+	}
+	// O_NONBLOCK belongs to the open file, which a terminal or a pipe shares
+	// with other processes: use an open file of our own where that is possible.
+	if fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(f.stdout), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0); err == nil {
+		f.undo = append(f.undo, func() { unix.Close(fd) })
+		f.stdout = fd
+		return nil
+	}
+	flags, err := unix.FcntlInt(uintptr(f.stdout), unix.F_GETFL, 0)
+	if err != nil {
+		return fmt.Errorf("forward pty: output: %w", os.NewSyscallError("fcntl", err))
+	}
+	if flags&unix.O_NONBLOCK == 0 {
+		if err := unix.SetNonblock(f.stdout, true); err != nil {
+			return fmt.Errorf("forward pty: output: %w", os.NewSyscallError("fcntl", err))
+		}
+		fd := f.stdout
+		f.undo = append(f.undo, func() { _ = unix.SetNonblock(fd, false) })
+	}
+	return nil
+}
+
+// rawMode hands every key to the machine and every byte of output to the
+// terminal. Where stdin and stdout are different terminals, each gets only the
+// half that concerns it.
+func (f *Forwarder) rawMode() error {
+	same := sameFile(f.stdin, f.stdout)
+	if term.IsTerminal(f.stdin) {
+		old, err := unix.IoctlGetTermios(f.stdin, unix.TCGETS)
+		if err != nil {
+			return fmt.Errorf("forward pty: input: %w", os.NewSyscallError("TCGETS", err))
+		}
+		if _, err := term.MakeRaw(f.stdin); err != nil {
+			return fmt.Errorf("forward pty: raw mode of input: %w", err)
+		}
+		fd := f.stdin
+		f.undo = append(f.undo, func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, old) })
+		if !same {
+			raw := *old
+			if now, err := unix.IoctlGetTermios(fd, unix.TCGETS); err == nil {
+				raw = *now
+			}
+			raw.Oflag = old.Oflag
+			_ = unix.IoctlSetTermios(fd, unix.TCSETS, &raw)
+		}
+	}
+	if !same && term.IsTerminal(f.stdout) {
+		old, err := unix.IoctlGetTermios(f.stdout, unix.TCGETS)
+		if err != nil {
+			return fmt.Errorf("forward pty: output: %w", os.NewSyscallError("TCGETS", err))
+		}
+		raw := *old
+		raw.Oflag &^= unix.OPOST
+		if err := unix.IoctlSetTermios(f.stdout, unix.TCSETS, &raw); err != nil {
+			return fmt.Errorf("forward pty: raw mode of output: %w", os.NewSyscallError("TCSETS", err))
+		}
+		fd := f.stdout
+		f.undo = append(f.undo, func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, old) })
+	}
+	return nil
+}
+
+func (f *Forwarder) restore() {
+	for i := len(f.undo) - 1; i >= 0; i-- {
+		f.undo[i]()
+	}
+	f.undo = nil
+}
+
+// copyWindowSize gives the PTY the size of the person's terminal, if there is
+// one.
+func (f *Forwarder) copyWindowSize() {
+	ws, err := unix.IoctlGetWinsize(f.stdout, unix.TIOCGWINSZ)
+	if err != nil {
+		return
+	}
+	_ = unix.IoctlSetWinsize(f.master, unix.TIOCSWINSZ, ws)
+}
+
+func sameFile(a, b int) bool {
+	var x, y unix.Stat_t
+	return unix.Fstat(a, &x) == nil && unix.Fstat(b, &y) == nil && x.Dev == y.Dev && x.Ino == y.Ino && x.Rdev == y.Rdev
+}
