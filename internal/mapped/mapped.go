@@ -1,0 +1,215 @@
+// Package mapped names the ids that the user namespaces of machines map onto
+// the host: user vu-MACHINE-UID and group vg-MACHINE-GID, as nss-systemd(8)
+// and nss-mymachines(8) show them. It reads uid_map and gid_map of leaders
+// (user_namespaces(7)) and nothing inside a machine.
+package mapped
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"machined/internal/sys"
+	"machined/registry"
+)
+
+// FirstID is the lowest host id that can belong to a machine.
+const FirstID = 65536
+
+// NoGroup is the group that all named users are in.
+const NoGroup = 65534
+
+// invalidID is (uid_t) -1, which no one can have.
+const invalidID = ^uint32(0)
+
+// ErrNotFound says that no machine maps the id, or that there is no such name.
+var ErrNotFound = errors.New("no such mapped user or group")
+
+// Machines is the table of running machines.
+type Machines interface {
+	Get(name string) (registry.Machine, error)
+	List() []registry.Machine
+}
+
+// Kind is user or group.
+type Kind byte
+
+// The kinds, with the letter that stands for each in names.
+const (
+	User  Kind = 'u'
+	Group Kind = 'g'
+)
+
+// Entry is one named id.
+type Entry struct {
+	Name    string // vu-MACHINE-INNER
+	Machine string
+	ID      uint32 // on the host
+	Inner   uint32 // in the machine
+	Comment string // UID 0 of Container NAME
+}
+
+// Directory looks names and ids up. It is safe for concurrent use.
+type Directory struct {
+	Machines Machines
+	// ReadMap reads the map of a leader; nil: from /proc.
+	ReadMap func(leader registry.Process, kind Kind) ([]Range, error)
+}
+
+// Range is one line of uid_map or gid_map: Length ids from Inner on are the
+// host's from Outer on.
+type Range struct {
+	Inner, Outer, Length uint32
+}
+
+// ByID returns the entry of a host id.
+func (d *Directory) ByID(kind Kind, id uint32) (Entry, error) {
+	if id < FirstID || id == invalidID {
+		return Entry{}, ErrNotFound
+	}
+	m, inner, err := d.ToMachine(kind, id)
+	if err != nil {
+		return Entry{}, err
+	}
+	return entry(kind, m.Name, id, inner), nil
+}
+
+// ByName returns the entry called name.
+func (d *Directory) ByName(kind Kind, name string) (Entry, error) {
+	machine, inner, ok := ParseName(kind, name)
+	if !ok {
+		return Entry{}, ErrNotFound
+	}
+	m, err := d.Machines.Get(machine)
+	if err != nil || m.Class != registry.ClassContainer {
+		return Entry{}, ErrNotFound
+	}
+	id, err := d.FromMachine(m, kind, inner)
+	if err != nil || id < FirstID {
+		return Entry{}, ErrNotFound
+	}
+	return entry(kind, m.Name, id, inner), nil
+}
+
+// FromMachine translates an id of the machine to the host's.
+func (d *Directory) FromMachine(m registry.Machine, kind Kind, inner uint32) (uint32, error) {
+	if inner == invalidID {
+		return 0, ErrNotFound
+	}
+	ranges, err := d.read(m.Leader, kind)
+	if err != nil {
+		return 0, err
+	}
+	for _, r := range ranges {
+		if inner >= r.Inner && uint64(inner) < uint64(r.Inner)+uint64(r.Length) {
+			return r.Outer + (inner - r.Inner), nil
+		}
+	}
+	return 0, ErrNotFound
+}
+
+// ToMachine finds the container that maps the host's id, and the id there.
+// Ranges that start at the host's root are no mapping to speak of.
+func (d *Directory) ToMachine(kind Kind, id uint32) (registry.Machine, uint32, error) {
+	for _, m := range d.Machines.List() {
+		if m.Class != registry.ClassContainer {
+			continue
+		}
+		ranges, err := d.read(m.Leader, kind)
+		if err != nil {
+			continue // it has just ended
+		}
+		for _, r := range ranges {
+			if r.Outer != 0 && id >= r.Outer && uint64(id) < uint64(r.Outer)+uint64(r.Length) {
+				return m, r.Inner + (id - r.Outer), nil
+			}
+		}
+	}
+	return registry.Machine{}, 0, ErrNotFound
+}
+
+func (d *Directory) read(leader registry.Process, kind Kind) ([]Range, error) {
+	if leader.PID <= 0 {
+		return nil, ErrNotFound
+	}
+	if d.ReadMap != nil {
+		return d.ReadMap(leader, kind)
+	}
+	return readMap(leader, kind)
+}
+
+// readMap reads the map while the leader is pinned, so that it is not that of
+// a later process with its PID.
+func readMap(leader registry.Process, kind Kind) ([]Range, error) {
+	proc, err := sys.OpenProcess(leader.PID)
+	if err != nil {
+		return nil, err
+	}
+	defer proc.Close()
+	if leader.FDID != 0 && proc.FDID() != 0 && proc.FDID() != leader.FDID {
+		return nil, ErrNotFound
+	}
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(leader.PID) + "/" + string(kind) + "id_map")
+	if err != nil {
+		return nil, fmt.Errorf("read id map of process %d: %w", leader.PID, err)
+	}
+	if !proc.Alive() {
+		return nil, ErrNotFound
+	}
+	return ParseMap(string(data))
+}
+
+// ParseMap parses the text of uid_map or gid_map.
+func ParseMap(text string) ([]Range, error) {
+	var out []Range
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) != 3 {
+			return nil, fmt.Errorf("parse id map: line %q has %d fields, not 3", line, len(fields))
+		}
+		var n [3]uint32
+		for i, field := range fields {
+			v, err := strconv.ParseUint(field, 10, 32)
+			if err != nil {
+				return nil, fmt.Errorf("parse id map: line %q: %w", line, err)
+			}
+			n[i] = uint32(v)
+		}
+		out = append(out, Range{n[0], n[1], n[2]})
+	}
+	return out, nil
+}
+
+func entry(kind Kind, machine string, id, inner uint32) Entry {
+	number := strconv.FormatUint(uint64(inner), 10)
+	what := "UID "
+	if kind == Group {
+		what = "GID "
+	}
+	return Entry{
+		Name:    "v" + string(kind) + "-" + machine + "-" + number,
+		Machine: machine, ID: id, Inner: inner,
+		Comment: what + number + " of Container " + machine,
+	}
+}
+
+// ParseName cuts vu-MACHINE-ID or vg-MACHINE-ID; ids with leading zeros or a
+// sign are not names that entries have.
+func ParseName(kind Kind, name string) (machine string, inner uint32, ok bool) {
+	rest, ok := strings.CutPrefix(name, "v"+string(kind)+"-")
+	if !ok {
+		return "", 0, false
+	}
+	dash := strings.LastIndexByte(rest, '-')
+	if dash <= 0 {
+		return "", 0, false
+	}
+	number := rest[dash+1:]
+	n, err := strconv.ParseUint(number, 10, 32)
+	if err != nil || strconv.FormatUint(n, 10) != number || uint32(n) == invalidID {
+		return "", 0, false
+	}
+	return rest[:dash], uint32(n), true
+}

@@ -1,0 +1,56 @@
+package nss
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
+
+// Address is one address that a caller can reach.
+type Address struct {
+	IP netip.Addr
+	// Scope is the host's interface that leads to a link-local address
+	// (ipv6(7), sin6_scope_id); 0 for all others.
+	Scope uint32
+}
+
+// Rank orders addresses by how well a caller reaches them: routable ones before
+// link-local ones, IPv4 before IPv6, else as they were. Loopback, multicast and
+// unspecified ones are dropped, and so is every scope that means nothing.
+func Rank(addrs []Address) []Address {
+	out := make([]Address, 0, len(addrs))
+	for _, a := range addrs {
+		ip := a.IP.Unmap().WithZone("")
+		if !ip.IsValid() || ip.IsLoopback() || ip.IsMulticast() || ip.IsUnspecified() {
+			continue
+		}
+		if !(ip.Is6() && ip.IsLinkLocalUnicast()) {
+			a.Scope = 0
+		}
+		a.IP = ip
+		if !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Address) int {
+		return cmp.Or(cmp.Compare(distance(a), distance(b)), cmp.Compare(a.IP.BitLen(), b.IP.BitLen()))
+	})
+	return out
+}
+
+func distance(a Address) int {
+	switch {
+	case !a.IP.IsLinkLocalUnicast():
+		return 0
+	case a.IP.Is6() && a.Scope == 0:
+		return 2 // nobody can connect there without guessing the interface
+	}
+	return 1
+}
+
+func filterFamily(addrs []Address, family byte) []Address {
+	if family == 0 {
+		return addrs
+	}
+	return slices.DeleteFunc(slices.Clone(addrs), func(a Address) bool { return a.IP.Is4() != (family == 4) })
+}
