@@ -25,12 +25,18 @@ var ErrReadOnly = errors.New("file system is read-only")
 // A tree that is there already is left alone at the cost of one fstat. Mounts in
 // the tree are not entered. After an error or a crash the next Shift goes on.
 //
-// Rootfd must be a directory, not opened with O_PATH; it stays the caller's. The
-// tree must not be in use.
+// Rootfd must be a directory; O_PATH will do; it stays the caller's. The tree must
+// not be in use.
 func Shift(ctx context.Context, rootfd int, base uint32) error {
 	if base&0xFFFF != 0 || base >= busyBase {
 		return fmt.Errorf("shift ownership to %d: not the start of a range", base)
 	}
+	// An open file of our own: the caller's offset may be anywhere.
+	rootfd, err := unix.Openat(rootfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("shift ownership: %w", os.NewSyscallError("openat", err))
+	}
+	defer unix.Close(rootfd)
 	var st unix.Stat_t
 	if err := unix.Fstat(rootfd, &st); err != nil {
 		return fmt.Errorf("shift ownership: %w", os.NewSyscallError("fstat", err))
