@@ -73,7 +73,7 @@ func (d *Directory) ByID(kind Kind, id uint32) (Entry, error) {
 	if err != nil {
 		return Entry{}, err
 	}
-	return entry(kind, m.Name, id, inner), nil
+	return named(kind, m.Name, id, inner)
 }
 
 // ByName returns the entry called name.
@@ -90,7 +90,7 @@ func (d *Directory) ByName(kind Kind, name string) (Entry, error) {
 	if err != nil || id < FirstID {
 		return Entry{}, ErrNotFound
 	}
-	return entry(kind, m.Name, id, inner), nil
+	return named(kind, m.Name, id, inner)
 }
 
 // FromMachine translates an id of the machine to the host's.
@@ -182,6 +182,14 @@ func ParseMap(text string) ([]Range, error) {
 	return out, nil
 }
 
+func named(kind Kind, machine string, id, inner uint32) (Entry, error) {
+	e := entry(kind, machine, id, inner)
+	if !validUserName(e.Name) {
+		return Entry{}, ErrNotFound
+	}
+	return e, nil
+}
+
 func entry(kind Kind, machine string, id, inner uint32) Entry {
 	number := strconv.FormatUint(uint64(inner), 10)
 	what := "UID "
@@ -212,4 +220,14 @@ func ParseName(kind Kind, name string) (machine string, inner uint32, ok bool) {
 		return "", 0, false
 	}
 	return rest[:dash], uint32(n), true
+}
+
+// maxUserName is the longest name that login records take (utmp(5)).
+const maxUserName = 31
+
+// validUserName reports whether name is one by the strict rules
+// (systemd.io/USER_NAMES): names that are not would break other programs, so
+// ids that would get such a name have none.
+func validUserName(name string) bool {
+	return len(name) <= maxUserName && strings.IndexByte(name, '.') < 0
 }
