@@ -1,0 +1,127 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"machined/internal/sys"
+	"machined/internal/unit"
+)
+
+// maxNotifyBytes bounds one message (NOTIFY_BUFFER_MAX of sd_notify(3)).
+const maxNotifyBytes = 4096
+
+// notifySocket receives the readiness messages of the spawners (sd_notify(3)).
+type notifySocket struct {
+	conn *net.UnixConn
+	path string
+	done chan struct{}
+}
+
+// listenNotify calls f for each message with the unit that its sender is in,
+// by the credentials that the kernel attaches (unix(7), SCM_CREDENTIALS).
+func listenNotify(path string, f func(unitName string, pid int, fields map[string]string)) (*notifySocket, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("listen for readiness: %w", err)
+	}
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return nil, fmt.Errorf("listen for readiness: %w", err)
+	}
+	raw, err := conn.SyscallConn()
+	if err == nil {
+		var oerr error
+		err = errors.Join(raw.Control(func(fd uintptr) {
+			oerr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+		}), oerr)
+	}
+	// Messages count only from within a unit of ours, so that anybody may send.
+	if err = errors.Join(err, os.Chmod(path, 0o666)); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("listen for readiness: %w", err)
+	}
+	n := &notifySocket{conn: conn, path: path, done: make(chan struct{})}
+	go n.run(f)
+	return n, nil
+}
+
+func (n *notifySocket) close() {
+	_ = n.conn.Close() // the socket file stays for the next machined to replace
+	<-n.done
+}
+
+func (n *notifySocket) run(f func(string, int, map[string]string)) {
+	defer close(n.done)
+	buf := make([]byte, maxNotifyBytes)
+	oob := make([]byte, 4096)
+	for {
+		size, oobn, flags, _, err := n.conn.ReadMsgUnix(buf, oob)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			if isTemporary(err) {
+				continue
+			}
+			return
+		}
+		pid := senderOf(oob[:oobn])
+		if pid <= 0 || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+			continue
+		}
+		name, ok := unitOfSender(pid)
+		if !ok {
+			continue
+		}
+		fields := map[string]string{}
+		for line := range strings.Lines(string(buf[:size])) {
+			if key, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "="); ok {
+				fields[key] = value
+			}
+		}
+		f(name, pid, fields)
+	}
+}
+
+func isTemporary(err error) bool {
+	return errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOBUFS)
+}
+
+// senderOf reads the credentials and closes every descriptor that came along.
+func senderOf(oob []byte) int {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return 0
+	}
+	pid := 0
+	for i := range messages {
+		if fds, err := unix.ParseUnixRights(&messages[i]); err == nil {
+			for _, fd := range fds {
+				_ = unix.Close(fd)
+			}
+		}
+		if cred, err := unix.ParseUnixCredentials(&messages[i]); err == nil {
+			pid = int(cred.Pid)
+		}
+	}
+	return pid
+}
+
+// unitOfSender accepts processes of the supervisor's part of a unit only: the
+// payload must not speak for its spawner.
+func unitOfSender(pid int) (string, bool) {
+	path, err := sys.CgroupOf(pid)
+	if err != nil {
+		return "", false
+	}
+	name, subgroup, err := unit.OfCgroup(path, "")
+	if err != nil || subgroup != "" && subgroup != supervisorGroup {
+		return "", false
+	}
+	return name, true
+}
