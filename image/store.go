@@ -2,7 +2,6 @@ package image
 
 import (
 	"os"
-	"sync"
 
 	"github.com/sirupsen/logrus"
 )
@@ -32,10 +31,6 @@ type Config struct {
 type Store struct {
 	cfg Config
 	log logrus.FieldLogger
-
-	// mu guards names, the names that a running operation is about to make.
-	mu    sync.Mutex
-	names map[string]bool
 }
 
 // NewStore returns a store over the directories of cfg.
@@ -68,5 +63,5 @@ func NewStore(cfg Config) *Store {
 		quiet.SetLevel(logrus.WarnLevel)
 		log = quiet
 	}
-	return &Store{cfg: cfg, log: log, names: map[string]bool{}}
+	return &Store{cfg: cfg, log: log}
 }

@@ -1,0 +1,214 @@
+package image
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+
+	"machined/internal/sys"
+
+	"golang.org/x/sys/unix"
+)
+
+// metadataMax bounds each file that is read out of an image, in bytes.
+const metadataMax = 64 << 10
+
+// Metadata is what an image says about itself. Nothing in it can be trusted.
+type Metadata struct {
+	Hostname    string
+	MachineID   [16]byte // zero: none
+	MachineInfo map[string]string
+	OSRelease   map[string]string
+}
+
+// Metadata reads what the image called name says about itself. Files that are
+// missing or malformed leave their field empty.
+func (s *Store) Metadata(ctx context.Context, name string) (Metadata, error) {
+	img, err := s.Get(ctx, name)
+	if err != nil {
+		return Metadata{}, err
+	}
+	fail := func(err error) (Metadata, error) {
+		return Metadata{}, fmt.Errorf("read metadata of image %q: %w", name, err)
+	}
+	if img.Type != TypeDirectory && img.Type != TypeSubvolume {
+		return fail(ErrNotSupported)
+	}
+	if !img.IsHost() {
+		lock, err := s.lockImage(img, false)
+		if err != nil {
+			return fail(err)
+		}
+		defer lock.Close()
+	}
+	root, err := os.Open(img.Path)
+	if err != nil {
+		return fail(err)
+	}
+	defer func() { _ = root.Close() }()
+	return readMetadata(int(root.Fd()))
+}
+
+func readMetadata(root int) (Metadata, error) {
+	var m Metadata
+	if data, err := readIn(root, "etc/hostname"); err == nil {
+		m.Hostname = parseHostname(data)
+	}
+	if data, err := readIn(root, "etc/machine-id"); err == nil {
+		m.MachineID = parseMachineID(data)
+	}
+	if data, err := readIn(root, "etc/machine-info"); err == nil {
+		m.MachineInfo = parseEnv(data)
+	}
+	for _, path := range []string{"etc/os-release", "usr/lib/os-release"} {
+		data, err := readIn(root, path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			m.OSRelease = parseEnv(data)
+		}
+		break
+	}
+	return m, nil
+}
+
+// readIn reads a small regular file below root, as the image sees it.
+func readIn(root int, path string) (string, error) {
+	node, err := sys.OpenIn(root, path, unix.O_PATH)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = node.Close() }()
+	st, err := node.Stat()
+	if err != nil {
+		return "", err
+	}
+	if !st.Mode().IsRegular() || st.Size() > metadataMax {
+		return "", fmt.Errorf("read %q: not a regular file of at most %d bytes", path, metadataMax)
+	}
+	file, err := sys.Reopen(node, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = file.Close() }()
+	data, err := io.ReadAll(io.LimitReader(file, metadataMax))
+	return string(data), err
+}
+
+// Hostname returns the host name in the image's /etc/hostname, "" when it has none.
+func (s *Store) Hostname(ctx context.Context, name string) (string, error) {
+	m, err := s.Metadata(ctx, name)
+	return m.Hostname, err
+}
+
+// MachineID returns the image's machine id, zero when it has none.
+func (s *Store) MachineID(ctx context.Context, name string) ([16]byte, error) {
+	m, err := s.Metadata(ctx, name)
+	return m.MachineID, err
+}
+
+// MachineInfo returns the image's /etc/machine-info.
+func (s *Store) MachineInfo(ctx context.Context, name string) (map[string]string, error) {
+	m, err := s.Metadata(ctx, name)
+	return m.MachineInfo, err
+}
+
+// OSRelease returns the image's os-release file.
+func (s *Store) OSRelease(ctx context.Context, name string) (map[string]string, error) {
+	m, err := s.Metadata(ctx, name)
+	return m.OSRelease, err
+}
+
+// parseHostname takes the first line that is not a comment (hostname(5)).
+func parseHostname(data string) string {
+	for line := range strings.SplitSeq(data, "\n") {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		line = strings.TrimSuffix(line, ".")
+		if len(line) > 64 || strings.ContainsFunc(line, func(r rune) bool {
+			return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._", r)
+		}) {
+			return ""
+		}
+		return line
+	}
+	return ""
+}
+
+// parseMachineID reads 32 hexadecimal digits (machine-id(5)); anything else,
+// "uninitialized" too, is no id.
+func parseMachineID(data string) (id [16]byte) {
+	raw, err := hex.DecodeString(strings.TrimSpace(data))
+	if err == nil && len(raw) == len(id) {
+		copy(id[:], raw)
+	}
+	return id
+}
+
+// parseEnv reads KEY=VALUE lines as os-release(5) has them. Lines that break its
+// rules are passed over.
+func parseEnv(data string) map[string]string {
+	out := map[string]string{}
+	for line := range strings.SplitSeq(data, "\n") {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' || line[0] == ';' {
+			continue
+		}
+		key, value, ok := strings.Cut(line, "=")
+		if !ok || !validKey(key) {
+			continue
+		}
+		if value, ok = unquoteValue(value); ok {
+			out[key] = value
+		}
+	}
+	return out
+}
+
+func validKey(key string) bool {
+	if key == "" || (key[0] >= '0' && key[0] <= '9') {
+		return false
+	}
+	return !strings.ContainsFunc(key, func(r rune) bool {
+		return r != '_' && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+	})
+}
+
+// unquoteValue undoes shell quoting of one word.
+func unquoteValue(s string) (string, bool) {
+	var out strings.Builder
+	quote := byte(0)
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		switch {
+		case quote == '\'' && c != '\'':
+			out.WriteByte(c)
+		case c == '\\':
+			i++
+			if i == len(s) {
+				return "", false
+			}
+			if quote == '"' && strings.IndexByte("\"\\`$", s[i]) < 0 {
+				out.WriteByte('\\')
+			}
+			out.WriteByte(s[i])
+		case quote != 0 && c == quote:
+			quote = 0
+		case quote == 0 && (c == '"' || c == '\''):
+			quote = c
+		case c < 0x20 && c != '\t':
+			return "", false
+		default:
+			out.WriteByte(c)
+		}
+	}
+	return strings.ToValidUTF8(out.String(), "\uFFFD"), quote == 0
+}
