@@ -1,0 +1,181 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	godbus "github.com/godbus/dbus/v5"
+
+	"machined/dbus"
+	"machined/dbus/machine1"
+)
+
+// callTimeout bounds ordinary calls, as in sd-bus. A person answering polkit
+// needs more, so calls that may ask get askTimeout.
+const (
+	callTimeout = 25 * time.Second
+	askTimeout  = 2 * time.Minute
+)
+
+// Target says which bus to speak to.
+type Target struct {
+	Host    string // -H: [USER@]HOST[:PORT][/CONTAINER]
+	Machine string // -M: a container on this host
+	User    bool   // the caller's own bus
+}
+
+// Local says that the bus is this host's.
+func (t Target) Local() bool { return t.Host == "" && t.Machine == "" }
+
+// Connect opens the bus. Its error is a whole message.
+func (t Target) Connect(ctx context.Context) (*godbus.Conn, error) {
+	var conn *godbus.Conn
+	var err error
+	scope, way := "system", ""
+	switch {
+	case t.Host != "":
+		conn, err = connectHost(ctx, t.Host)
+		way = " via SSH transport"
+	case t.Machine != "" && t.Machine != ".host":
+		conn, err = connectMachine(ctx, t.Machine)
+		way = " via machine transport"
+	case t.User:
+		scope = "user"
+		conn, err = dbus.ConnectSession(ctx)
+		way = " via local transport"
+	default:
+		conn, err = dbus.ConnectSystem(ctx)
+		way = " via local transport"
+	}
+	if err != nil {
+		return nil, Failf("Failed to connect to %s scope bus%s: %s", scope, way, Reason(err))
+	}
+	return conn, nil
+}
+
+// Bus makes the calls of one run of a client.
+type Bus struct {
+	Conn *godbus.Conn
+	// Ask lets a service ask the person for a password (polkit(8)).
+	Ask bool
+}
+
+func (b *Bus) flags() godbus.Flags {
+	if b.Ask {
+		return godbus.FlagAllowInteractiveAuthorization
+	}
+	return 0
+}
+
+// Call makes one call with an ordinary deadline and stores its results.
+func (b *Bus) Call(ctx context.Context, o Object, method string, args []any, results ...any) error {
+	limit := callTimeout
+	if b.Ask {
+		limit = askTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return b.CallSlow(ctx, o, method, args, results...)
+}
+
+// CallSlow is Call without a deadline, for work that may take long.
+func (b *Bus) CallSlow(ctx context.Context, o Object, method string, args []any, results ...any) error {
+	call := b.Conn.Object(o.Service, o.Path).CallWithContext(ctx, o.Interface+"."+method, b.flags(), args...)
+	if call.Err != nil {
+		return call.Err
+	}
+	if len(results) == 0 {
+		return nil
+	}
+	if err := call.Store(results...); err != nil {
+		return fmt.Errorf("read reply of %s: %w", method, err)
+	}
+	return nil
+}
+
+// Properties reads all properties of an interface.
+func (b *Bus) Properties(ctx context.Context, o Object) (map[string]godbus.Variant, error) {
+	all := map[string]godbus.Variant{}
+	err := b.Call(ctx, Object{o.Service, o.Path, "org.freedesktop.DBus.Properties"}, "GetAll", []any{o.Interface}, &all)
+	return all, err
+}
+
+// Object is an interface of an object of a service.
+type Object struct {
+	Service   string
+	Path      godbus.ObjectPath
+	Interface string
+}
+
+// The objects that clients start from.
+var (
+	Manager    = Object{machine1.BusName, machine1.ManagerPath, machine1.ManagerInterface}
+	OwnManager = Object{machine1.BusName, machine1.ManagerPath, machine1.OwnManagerInterface}
+	Systemd    = Object{"org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"}
+	Importd    = Object{"org.freedesktop.import1", "/org/freedesktop/import1", "org.freedesktop.import1.Manager"}
+)
+
+// IsUnsupported says that the service does not have the method, so that an
+// older way may be tried.
+func IsUnsupported(err error) bool {
+	switch ErrorName(err) {
+	case dbus.ErrorUnknownMethod, dbus.ErrorUnknownInterface, dbus.ErrorUnknownObject:
+		return true
+	}
+	return false
+}
+
+// ErrorName is the D-Bus name of an error, "" if it did not come over the bus.
+func ErrorName(err error) string {
+	var e godbus.Error
+	if errors.As(err, &e) {
+		return e.Name
+	}
+	var p *godbus.Error
+	if errors.As(err, &p) {
+		return p.Name
+	}
+	return ""
+}
+
+// Reason is the text of an error for a person: what the service says, or what
+// the system says.
+func Reason(err error) string {
+	var e godbus.Error
+	var p *godbus.Error
+	if errors.As(err, &p) {
+		e = *p
+	} else if !errors.As(err, &e) {
+		var errno interface{ Errno() string }
+		if errors.As(err, &errno) {
+			return errno.Errno()
+		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			return "Connection timed out"
+		}
+		return errnoText(err)
+	}
+	if len(e.Body) > 0 {
+		if text, ok := e.Body[0].(string); ok && text != "" {
+			return Printable(text, false)
+		}
+	}
+	switch e.Name {
+	case dbus.ErrorAccessDenied:
+		return "Access denied"
+	case dbus.ErrorInteractiveAuthorizationRequired:
+		return "Interactive authentication required."
+	}
+	return e.Name
+}
+
+// environment returns the value of a variable in the form NAME=VALUE, or "".
+func environment(name string) string {
+	if value, ok := os.LookupEnv(name); ok {
+		return name + "=" + value
+	}
+	return ""
+}

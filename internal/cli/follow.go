@@ -1,0 +1,167 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	godbus "github.com/godbus/dbus/v5"
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+)
+
+const transferInterface = "org.freedesktop.import1.Transfer"
+
+// follow starts a transfer and shows its log and progress until it ends. The
+// end of ctx (Ctrl-C) leaves it running.
+func (t *Transfers) follow(ctx context.Context, start func(bus *Bus, id *uint32, object *godbus.ObjectPath) error) error {
+	stop, err := t.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if t.Ask && t.Target.Local() {
+		defer StartAgent(ctx)()
+	}
+	// A transfer may write much before its id is known here.
+	signals := make(chan *godbus.Signal, 4096)
+	t.bus.Conn.Signal(signals)
+	for _, match := range []struct{ iface, member string }{
+		{Importd.Interface, "TransferRemoved"}, {transferInterface, "LogMessage"}, {transferInterface, "ProgressUpdate"},
+	} {
+		err := t.bus.Conn.AddMatchSignalContext(ctx, godbus.WithMatchSender(Importd.Service),
+			godbus.WithMatchInterface(match.iface), godbus.WithMatchMember(match.member))
+		if err != nil {
+			return Because("Failed to watch transfers", err)
+		}
+	}
+	var id uint32
+	var object godbus.ObjectPath
+	if err := start(t.bus, &id, &object); err != nil {
+		return Because("Failed to transfer image", err)
+	}
+	view := newProgress(t.Terminal, t.Quiet)
+	defer view.close()
+	view.log(6, fmt.Sprintf("Enqueued transfer job %d. Press C-c to continue download in background.", id))
+	for {
+		select {
+		case <-ctx.Done():
+			view.close()
+			if !t.Quiet {
+				t.Terminal.Info("Continuing download in the background. Use \"%s cancel-transfer %d\" to abort transfer.", t.Program, id)
+			}
+			return ErrReported
+		case signal, ok := <-signals:
+			if !ok {
+				return Failf("Lost the connection to the bus; the transfer may go on in the background.")
+			}
+			result, ended := view.take(signal, id, object)
+			if !ended {
+				continue
+			}
+			if result != "done" {
+				return ErrReported
+			}
+			return nil
+		}
+	}
+}
+
+// progress shows one transfer: its log as lines, and a bar below them on a
+// terminal once the service tells how far it is.
+type progress struct {
+	term  *Terminal
+	quiet bool
+	bars  *mpb.Progress
+	bar   *mpb.Bar
+}
+
+// barSteps is how finely the bar moves: hundredths of a percent.
+const barSteps = 10000
+
+func newProgress(term *Terminal, quiet bool) *progress { return &progress{term: term, quiet: quiet} }
+
+// take handles one signal; ended is set when it is the end of the transfer.
+func (p *progress) take(signal *godbus.Signal, id uint32, object godbus.ObjectPath) (result string, ended bool) {
+	switch signal.Name {
+	case Importd.Interface + ".TransferRemoved":
+		var removed uint32
+		var path godbus.ObjectPath
+		if godbus.Store(signal.Body, &removed, &path, &result) == nil && removed == id {
+			return result, true
+		}
+	case transferInterface + ".LogMessage":
+		var priority uint32
+		var line string
+		if signal.Path == object && godbus.Store(signal.Body, &priority, &line) == nil {
+			p.log(priority, Printable(line, false))
+		}
+	case transferInterface + ".ProgressUpdate":
+		var fraction float64
+		if signal.Path == object && godbus.Store(signal.Body, &fraction) == nil {
+			p.update(fraction)
+		}
+	}
+	return "", false
+}
+
+// log prints a line of a syslog priority; quiet leaves warnings and worse.
+func (p *progress) log(priority uint32, line string) {
+	if p.quiet && priority > 4 {
+		return
+	}
+	style := StyleNone
+	switch {
+	case priority <= 3:
+		style = StyleRed
+	case priority <= 5:
+		style = StyleBold
+	}
+	if p.bars != nil {
+		if p.term.ErrColor && style != StyleNone {
+			line = string(style) + line + styleOff
+		}
+		if _, err := io.WriteString(p.bars, line+"\n"); !errors.Is(err, mpb.DoneError) {
+			return
+		}
+	}
+	p.term.log(style, "%s", line)
+}
+
+func (p *progress) update(fraction float64) {
+	if fraction < 0 || fraction > 1 || p.quiet || !p.term.ErrTTY {
+		return
+	}
+	if p.bars == nil {
+		started := time.Now()
+		p.bars = mpb.New(mpb.WithOutput(os.Stderr), mpb.WithWidth(40), mpb.PopCompletedMode())
+		p.bar = p.bars.New(barSteps, mpb.BarStyle().Lbound("[").Filler("━").Tip("━").Padding(" ").Rbound("]"),
+			mpb.BarRemoveOnComplete(),
+			mpb.PrependDecorators(decor.Name("Total: "), decor.Percentage(decor.WC{W: 5})),
+			mpb.AppendDecorators(
+				decor.Any(func(s decor.Statistics) string { return rate(s.Current, time.Since(started)) }),
+				decor.AverageETA(decor.ET_STYLE_GO, decor.WC{W: 8}), decor.Name(" left")))
+	}
+	p.bar.SetCurrent(int64(fraction * barSteps))
+}
+
+func (p *progress) close() {
+	if p.bars == nil {
+		return
+	}
+	p.bar.Abort(true)
+	p.bars.Wait()
+	p.bars = nil
+}
+
+// rate is the mean speed of the bar. The service tells shares, not bytes; what
+// is known in bytes stands in the log lines.
+func rate(steps int64, elapsed time.Duration) string {
+	if elapsed < time.Second {
+		return ""
+	}
+	return fmt.Sprintf(" %.1f%%/s ", float64(steps)*100/barSteps/elapsed.Seconds())
+}

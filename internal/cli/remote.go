@@ -1,0 +1,204 @@
+package cli
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	godbus "github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+
+	"machined/dbus"
+)
+
+// connectHost reaches the bus of another host through ssh(1) and
+// systemd-stdio-bridge(1): a stream without descriptor passing.
+func connectHost(ctx context.Context, host string) (*godbus.Conn, error) {
+	host, container, _ := strings.Cut(host, "/")
+	name, port := host, ""
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
+		if _, err := strconv.ParseUint(host[i+1:], 10, 16); err == nil {
+			name, port = host[:i], host[i+1:]
+		}
+	}
+	if name == "" || strings.HasPrefix(name, "-") {
+		return nil, fmt.Errorf("host %q is not valid: want [USER@]HOST[:PORT][/CONTAINER]", host)
+	}
+	args := []string{"-xT"}
+	if port != "" {
+		args = append(args, "-p", port)
+	}
+	args = append(args, "--", strings.Trim(name, "[]"), "systemd-stdio-bridge")
+	if container != "" {
+		args = append(args, "--machine="+shellQuote(container))
+	}
+	ssh := "ssh"
+	if own := os.Getenv("SYSTEMD_SSH"); own != "" {
+		ssh = own
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socketpair", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "ssh")
+	defer theirs.Close()
+	ours := os.NewFile(uintptr(fds[0]), "bus")
+	defer ours.Close()
+	cmd := exec.Command(ssh, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, theirs, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	// ssh leaves when the socket closes; it is collected here.
+	go func() { _ = cmd.Wait() }()
+	sock, err := net.FileConn(ours)
+	if err != nil {
+		return nil, err
+	}
+	return dbus.FromSocket(ctx, sock.(*net.UnixConn))
+}
+
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// stateDir is where machined describes machines (sd-login(3) reads it too).
+const stateDir = "/run/systemd/machines"
+
+// connectMachine reaches the system bus of a container of this host, as
+// sd-bus does with x-machine-unix: the state file names the leader, and the
+// socket is found under the leader's root. The connection is made with the
+// identity of the container's root, since its bus sees nothing else as root.
+func connectMachine(ctx context.Context, name string) (*godbus.Conn, error) {
+	if strings.Contains(name, "@") {
+		return nil, fmt.Errorf("container %q is not valid: a user is not supported here", name)
+	}
+	leader, class, err := readLeader(name)
+	if err != nil {
+		return nil, err
+	}
+	if class != "container" {
+		return nil, unix.EMEDIUMTYPE
+	}
+	root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", leader), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	fd, err := unix.Openat2(int(root.Fd()), "run/dbus/system_bus_socket", &how)
+	if err != nil {
+		return nil, os.NewSyscallError("openat2", err)
+	}
+	defer unix.Close(fd)
+	shift, err := rootUID(leader)
+	if err != nil {
+		return nil, err
+	}
+	sock, err := dialAs(fd, shift)
+	if err != nil {
+		return nil, err
+	}
+	return dbus.FromSocket(ctx, sock)
+}
+
+func readLeader(name string) (int, string, error) {
+	if name == "" || name != filepath.Base(name) || name[0] == '.' {
+		return 0, "", unix.EINVAL
+	}
+	data, err := os.ReadFile(filepath.Join(stateDir, name))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, "", unix.EHOSTDOWN
+	}
+	if err != nil {
+		return 0, "", err
+	}
+	leader, class := 0, ""
+	scanner := bufio.NewScanner(bytes.NewReader(data))
+	for scanner.Scan() {
+		key, value, _ := strings.Cut(scanner.Text(), "=")
+		value = strings.Trim(value, `"`)
+		switch key {
+		case "LEADER":
+			leader, err = strconv.Atoi(value)
+			if err != nil || leader <= 1 {
+				return 0, "", unix.EIO
+			}
+		case "CLASS":
+			class = value
+		}
+	}
+	if leader == 0 {
+		return 0, "", unix.EHOSTDOWN
+	}
+	return leader, class, scanner.Err()
+}
+
+// rootUID is the UID outside that UID 0 of a process's user namespace maps to.
+func rootUID(pid int) (uint32, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/uid_map", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
+		if len(fields) == 3 && fields[0] == "0" {
+			outside, err := strconv.ParseUint(fields[1], 10, 32)
+			return uint32(outside), err
+		}
+	}
+	return 0, fmt.Errorf("user namespace of process %d has no root", pid)
+}
+
+// dialAs connects to the socket behind an O_PATH descriptor on a thread whose
+// effective UID is uid. The kernel records that UID as the peer's.
+func dialAs(fd int, uid uint32) (*net.UnixConn, error) {
+	type result struct {
+		sock *net.UnixConn
+		err  error
+	}
+	done := make(chan result)
+	go func() {
+		// The thread ends with its goroutine and never serves another one.
+		runtime.LockOSThread()
+		sock, err := dialPath(fd, uid)
+		done <- result{sock, err}
+	}()
+	r := <-done
+	return r.sock, r.err
+}
+
+func dialPath(fd int, uid uint32) (*net.UnixConn, error) {
+	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	file := os.NewFile(uintptr(s), "bus")
+	defer file.Close()
+	address := &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d", fd)}
+	if uid != 0 {
+		// A raw call changes this thread alone. Only the effective UID moves, so
+		// the permission to connect is kept by going back if it was refused.
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
+			return nil, os.NewSyscallError("setresuid", errno)
+		}
+		address.Name = fmt.Sprintf("/proc/thread-self/fd/%d", fd)
+	}
+	if err := unix.Connect(s, address); err != nil {
+		return nil, os.NewSyscallError("connect", err)
+	}
+	conn, err := net.FileConn(file)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
+}
