@@ -1,0 +1,7 @@
+package seccomp
+
+import "golang.org/x/sys/unix"
+
+var abis = []abi{
+	{audit: unix.AUDIT_ARCH_ARM, calls: callsarm},
+}

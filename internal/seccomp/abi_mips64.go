@@ -1,0 +1,8 @@
+package seccomp
+
+import "golang.org/x/sys/unix"
+
+var abis = []abi{
+	{audit: unix.AUDIT_ARCH_MIPS64, calls: callsmips64},
+	{audit: unix.AUDIT_ARCH_MIPS, calls: callsmips},
+}
