@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -124,7 +123,7 @@ func (p *progress) log(priority uint32, line string) {
 		if p.term.ErrColor && style != StyleNone {
 			line = string(style) + line + styleOff
 		}
-		if _, err := io.WriteString(p.bars, line+"\n"); !errors.Is(err, mpb.DoneError) {
+		if _, err := io.WriteString(p.bars, line+"\n"); err == nil {
 			return
 		}
 	}
