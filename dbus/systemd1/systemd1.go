@@ -17,7 +17,6 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	"machined/internal/sys"
 	"machined/internal/unit"
 )
 
@@ -76,14 +75,17 @@ func New(ctx context.Context, cfg Config) (*Backend, error) {
 		jobs:  map[godbus.ObjectPath]*pendingJob{},
 		early: map[godbus.ObjectPath]string{},
 	}
-	if path, err := sys.CgroupOf(1); err == nil {
-		b.prefix = strings.TrimSuffix(strings.TrimSuffix(path, "/init.scope"), "/")
-	}
 	conn, signals, err := b.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
 	b.conn = conn
+	// The root of its tree; "" on most hosts, a path in a container without a
+	// cgroup namespace and for a user's own manager.
+	var v godbus.Variant
+	if b.object(ctx, managerPath, propertiesGet, managerIface, "ControlGroup").Store(&v) == nil {
+		b.prefix, _ = v.Value().(string)
+	}
 	b.watchDone = make(chan struct{})
 	go b.run(conn, signals)
 	return b, nil
