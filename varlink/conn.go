@@ -194,6 +194,9 @@ func readMessages(uc *net.UnixConn, limit int, f func([]byte) error) error {
 			if i < 0 {
 				break
 			}
+			if scanned+i-start > limit {
+				return fmt.Errorf("read varlink call: longer than %d bytes", limit)
+			}
 			if err := f(buf[start : scanned+i]); err != nil {
 				return err
 			}
