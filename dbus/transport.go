@@ -220,7 +220,7 @@ func (w *wire) detach(msg *godbus.Message) {
 	}
 	msg.Headers[godbus.FieldUnixFDs] = godbus.MakeVariant(uint32(count))
 	var buf bytes.Buffer
-	fds, err := msg.EncodeToWithFDs(&buf, binary.NativeEndian)
+	fds, err := msg.EncodeToWithFDs(&buf, binary.LittleEndian) // each message says its own order
 	if err != nil {
 		return // godbus meets the same error and reports it
 	}
