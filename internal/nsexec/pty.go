@@ -23,11 +23,14 @@ func (p *PTY) Close() { _ = p.Master.Close() }
 
 // Peer opens the other end (TIOCGPTPEER of ioctl_tty(2)), without a path.
 func (p *PTY) Peer() (*os.File, error) {
-	fd, err := unix.IoctlRetInt(int(p.Master.Fd()), unix.TIOCGPTPEER)
-	if err == nil {
-		return os.NewFile(uintptr(fd), p.Path), nil
+	// Without O_NOCTTY a daemon that leads its session would take the terminal
+	// as its own, and die of the hangup when the master is closed.
+	const how = unix.O_RDWR | unix.O_NOCTTY | unix.O_CLOEXEC
+	fd, _, errno := unix.Syscall(unix.SYS_IOCTL, p.Master.Fd(), unix.TIOCGPTPEER, how)
+	if errno != 0 {
+		return nil, fmt.Errorf("open peer of %s: %w", p.Path, errno)
 	}
-	return nil, fmt.Errorf("open peer of %s: %w", p.Path, err)
+	return os.NewFile(fd, p.Path), nil
 }
 
 // OpenHostPTY makes a pseudo terminal of the host.
