@@ -34,9 +34,6 @@ func (a *app) copyFiles(ctx context.Context, method string, args []string, host 
 		return cli.Because("Failed to make path absolute", err)
 	}
 	// A destination that was left out is the source as it was typed.
-	if host == 1 && len(args) < 3 {
-		destination = absolute
-	}
 	*local = absolute
 	call := []any{args[0], source, destination}
 	if a.opts.force {

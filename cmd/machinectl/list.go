@@ -54,7 +54,7 @@ func machineTable(machines []listedMachine, o *options) *cli.Table {
 	table := &cli.Table{Noun: "machines", Columns: []cli.Column{
 		{Head: "MACHINE"}, {Head: "CLASS"}, {Head: "SERVICE"}, {Head: "OS"}, {Head: "VERSION"}, {Head: "ADDRESSES"}}}
 	if o.maxAddresses == 0 {
-		table.Columns[5].JSONOnly = true
+		table.Columns = table.Columns[:5]
 	}
 	for _, m := range machines {
 		if strings.HasPrefix(m.Name, ".") && !o.all {

@@ -119,10 +119,9 @@ func (o *options) addProperty(arg string) error {
 func (o *options) setSignal(arg string) error {
 	if arg == "help" || arg == "list" {
 		if arg == "list" {
+			fmt.Println("SIGNAL NAME")
 			for n := 1; n <= 64; n++ {
-				if n < 32 || n >= 34 {
-					fmt.Printf("%2d SIG%s\n", n, cli.SignalName(n))
-				}
+				fmt.Printf("%-6d SIG%s\n", n, cli.SignalName(n))
 			}
 			return errDone
 		}

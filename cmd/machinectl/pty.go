@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"slices"
@@ -138,6 +139,10 @@ func (a *app) forward(ctx context.Context, name string, fd godbus.UnixFD, signal
 	result, err := forwarder.Run(ctx)
 	if err != nil {
 		return cli.Because("Failed to run PTY forwarder", err)
+	}
+	if a.term.OutTTY && os.Getenv("TERM") != "dumb" {
+		// What the machine left switched on ends here.
+		fmt.Print("\x1b[0m\x1b[J")
 	}
 	switch {
 	case opts.IgnoreVHangup && result.Hangup:

@@ -35,7 +35,7 @@ func findSettings(name string) (path, fresh string, err error) {
 	base := name
 	if strings.Contains(name, "/") || strings.HasSuffix(name, ".nspawn") {
 		if !strings.HasSuffix(name, ".nspawn") {
-			return "", "", cli.Failf("Path '%s' does not name a settings file: its name has to end in .nspawn.", name)
+			return "", "", cli.Failf("Invalid settings file name '%s': a path has to end in .nspawn.", name)
 		}
 		if _, err := os.Stat(name); err == nil && strings.Contains(name, "/") {
 			absolute, err := filepath.Abs(name)
@@ -43,8 +43,8 @@ func findSettings(name string) (path, fresh string, err error) {
 		}
 		base = strings.TrimSuffix(filepath.Base(name), ".nspawn")
 	}
-	if !validName(base) {
-		return "", "", cli.Failf("Machine name '%s' is not valid.", base)
+	if base == "" || base == "." || base == ".." || strings.HasPrefix(name, "../") || strings.HasPrefix(name, "./") {
+		return "", "", cli.Failf("Invalid settings file name '%s'.", name)
 	}
 	fresh = filepath.Join(settingsDirs[0], base+".nspawn")
 	for _, dir := range settingsDirs {

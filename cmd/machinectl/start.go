@@ -15,7 +15,7 @@ import (
 // serviceName is the unit that runs an image as a machine.
 func serviceName(runner, name string) (string, error) {
 	if !validName(name) {
-		return "", cli.Failf("Invalid machine name %s: want 1 to 64 letters, digits, '-' and '.', no '-' or '.' at either end.", name)
+		return "", cli.Failf("Invalid machine name %s. A name has 1 to 64 letters, digits, '-' and '.', and no '-' or '.' at either end.", name)
 	}
 	return "systemd-" + runner + "@" + name + ".service", nil
 }

@@ -178,7 +178,7 @@ func drawCell(t *Terminal, text string, style Style, width int, right, last bool
 	case right:
 		text = pad + text
 	case last && !painted:
-	case style == StyleNone || style == StyleUnderline || text == "-":
+	case style == StyleNone || style == StyleUnderline || style == t.Grey():
 		text += pad
 	default:
 		return t.Paint(style, text) + pad

@@ -94,15 +94,24 @@ func (t *Transfers) listImages(ctx context.Context) error {
 		return Because("Could not get list of images", err)
 	}
 	table := &Table{Noun: "images", Columns: []Column{{Head: "CLASS"}, {Head: "NAME"}, {Head: "TYPE"}, {Head: "PATH"},
-		{Head: "RO"}, {Head: "CRTIME"}, {Head: "MTIME"}, {Head: "USAGE", Right: true}, {Head: "LIMIT", Right: true}}}
+		{Head: "RO"}, {Head: "CRTIME"}, {Head: "MTIME"}, {Head: "USAGE"}, {Head: "LIMIT"}}}
 	for _, image := range images {
 		ro := Cell{Text: "rw", Style: StyleGreen, Value: false}
 		if image.ReadOnly {
 			ro = Cell{Text: "ro", Style: StyleRed, Value: true}
 		}
 		table.Rows = append(table.Rows, []Cell{Text(image.Class), Text(image.Name), Text(image.Type), Text(image.Path), ro,
-			TimeCell(image.Created), TimeCell(image.Modified), SizeCell(image.Usage), SizeCell(image.Limit)})
+			TimeCell(image.Created), TimeCell(image.Modified), sizeOrDash(image.Usage), sizeOrDash(image.Limit)})
 	}
 	table.SortBy(0, 1)
 	return t.print(table)
+}
+
+// sizeOrDash is a plain dash where a size is not known.
+func sizeOrDash(n uint64) Cell {
+	cell := SizeCell(n)
+	if cell.Text == "" {
+		cell.Text = "-"
+	}
+	return cell
 }
