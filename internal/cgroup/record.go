@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-
-	"machined/internal/unit"
 )
 
 // record is what survives machined about a spawner, in units/UNIT.
@@ -24,7 +22,7 @@ func (b *Backend) recordPath(name string) string {
 }
 
 func (b *Backend) logPath(image string) string {
-	return filepath.Join(b.cfg.StateDir, "log", unit.Escape(image)+".log")
+	return filepath.Join(b.cfg.StateDir, "log", image+".log")
 }
 
 func (b *Backend) saveRecord(name string, r record) error {

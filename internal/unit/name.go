@@ -78,8 +78,9 @@ func unhex(c byte) int {
 // ScopeName is the scope of the machine called name.
 func ScopeName(name string) string { return "machine-" + Escape(name) + ".scope" }
 
-// SpawnerName is the instance of the spawner's template for an image.
-func SpawnerName(image string) string { return "systemd-nspawn@" + Escape(image) + ".service" }
+// SpawnerName is the instance of the spawner's template for an image. The name
+// goes in as it is, not escaped: the template hands it to the spawner as %i.
+func SpawnerName(image string) string { return "systemd-nspawn@" + image + ".service" }
 
 // SpawnedImage is the inverse of SpawnerName.
 func SpawnedImage(unit string) (string, bool) {
@@ -87,10 +88,8 @@ func SpawnedImage(unit string) (string, bool) {
 	if !ok {
 		return "", false
 	}
-	if rest, ok = strings.CutSuffix(rest, ".service"); !ok || rest == "" {
-		return "", false
-	}
-	return Unescape(rest)
+	rest, ok = strings.CutSuffix(rest, ".service")
+	return rest, ok && rest != ""
 }
 
 // Valid reports whether s can name a unit: one known suffix, no separator.
@@ -151,10 +150,10 @@ func OfCgroup(path, prefix string) (unit, subgroup string, err error) {
 	return slice, "", nil
 }
 
-// Quote makes a unit name safe to paste into a shell.
+// Quote makes a unit name safe to paste into a shell, as systemctl(1) does it.
 func Quote(s string) string {
-	if strings.ContainsAny(s, `\@ $"'`) && strings.ContainsRune(s, '\\') {
-		return "'" + s + "'"
+	if !strings.Contains(s, `\`) {
+		return s
 	}
-	return s
+	return `"` + strings.ReplaceAll(s, `\`, `\\`) + `"`
 }
