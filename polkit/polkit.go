@@ -63,6 +63,12 @@ type result struct {
 // The caller must already have let root through: where no polkit answers,
 // everybody else is denied. When ctx ends, so does polkit's dialog.
 func (a *Authority) Check(ctx context.Context, sender, action string, details map[string]string, interactive bool) error {
+	who := subject{Kind: "system-bus-name", Details: map[string]godbus.Variant{"name": godbus.MakeVariant(sender)}}
+	return a.check(ctx, who, sender, action, details, interactive)
+}
+
+// check asks for the subject who; sender is its name in messages.
+func (a *Authority) check(ctx context.Context, who subject, sender, action string, details map[string]string, interactive bool) error {
 	if details == nil {
 		details = map[string]string{}
 	}
@@ -75,7 +81,6 @@ func (a *Authority) Check(ctx context.Context, sender, action string, details ma
 		defer cancel()
 	}
 	id := "machined-" + strconv.FormatUint(a.ids.Add(1), 10)
-	who := subject{Kind: "system-bus-name", Details: map[string]godbus.Variant{"name": godbus.MakeVariant(sender)}}
 	object := a.conn.Object(busName, authorityPath)
 	call := object.CallWithContext(ctx, authorityName+".CheckAuthorization", 0, who, action, details, flags, id)
 	if ctx.Err() != nil {

@@ -2,20 +2,67 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"sync"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/sirupsen/logrus"
 
 	"machined/dbus/machine1/server"
 	"machined/image"
 	"machined/registry"
+	"machined/varlink/machine"
 )
 
 // serveNeighbours serves what lives beside the bus: varlink and name look-ups.
-// The returned function waits until all of it has ended.
-func serveNeighbours(ctx context.Context, cfg config, reg *registry.Registry, _ *server.Server, _ *image.Store, log logrus.FieldLogger) (func(), error) {
-	var wg sync.WaitGroup
-	_ = net.UnixListener{}
-	return wg.Wait, nil
+// The returned function ends it and waits for that.
+func serveNeighbours(ctx context.Context, cfg config, reg *registry.Registry, srv *server.Server, images *image.Store, authority machine.Authority, log logrus.FieldLogger) (func(), error) {
+	named, err := activation.ListenersWithNames()
+	if err != nil {
+		return nil, fmt.Errorf("take sockets of the service manager: %w", err)
+	}
+	var listeners []net.Listener
+	for name, list := range named {
+		for _, l := range list {
+			switch {
+			case l == nil:
+			case name == "varlink":
+				listeners = append(listeners, l)
+			default:
+				log.WithField("name", name).Warn("closing a socket that nobody here serves")
+				_ = l.Close()
+			}
+		}
+	}
+	base := "/run"
+	if cfg.user {
+		base = os.Getenv("XDG_RUNTIME_DIR")
+	}
+	services := machine.New(machine.Config{
+		Registry: reg, Images: images, Authority: authority, Terminals: srv, Binds: srv.Binds(),
+		Log: log, Version: version, User: cfg.user, OwnUID: uint32(os.Geteuid()),
+		RunDir: filepath.Clean(base), Listeners: listeners,
+	})
+	ctx, cancel := context.WithCancel(ctx)
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- services.Serve(ctx, func() { close(ready) }) }()
+	var once sync.Once
+	wait := func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				log.WithError(err).Error("varlink and name look-ups have ended")
+			}
+		})
+	}
+	select {
+	case <-ready:
+		return wait, nil
+	case err := <-done:
+		cancel()
+		return nil, fmt.Errorf("serve varlink and name look-ups: %w", err)
+	}
 }

@@ -106,11 +106,12 @@ func run(ctx context.Context, cfg config, log *logrus.Logger) error {
 	}
 	defer conn.Close()
 	images := image.NewStore(image.Config{PoolDir: cfg.poolDir})
+	authority := polkit.New(conn)
 	srv := server.New(server.Config{
 		Conn:      conn,
 		Registry:  reg,
 		Images:    images,
-		Authority: polkit.New(conn),
+		Authority: authority,
 		Log:       log,
 		BindsDir:  filepath.Join(cfg.runDir, "binds"),
 		OwnUID:    uint32(os.Geteuid()),
@@ -125,7 +126,7 @@ func run(ctx context.Context, cfg config, log *logrus.Logger) error {
 	reg.Announce()
 
 	if cfg.neighbours {
-		done, err := serveNeighbours(ctx, cfg, reg, srv, images, log)
+		done, err := serveNeighbours(ctx, cfg, reg, srv, images, authority, log)
 		if err != nil {
 			return err
 		}
