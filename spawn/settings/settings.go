@@ -211,30 +211,30 @@ func (f *File) DropUntrusted() []Warning {
 	drop := func(set bool, name string, clear func()) {
 		if set {
 			clear()
-			out = append(out, Warning{Text: "Ignoring " + name + "= setting, file is not trusted."})
+			out = append(out, Warning{Text: "Ignoring " + name + ", file is not trusted."})
 		}
 	}
-	drop(f.Ephemeral != nil, "Ephemeral", func() { f.Ephemeral = nil })
-	drop(f.Capability != 0, "Capability", func() { f.Capability = 0 })
-	drop(f.AmbientCapability != 0, "AmbientCapability", func() { f.AmbientCapability = 0 })
-	drop(f.MachineID != nil, "MachineID", func() { f.MachineID = nil })
-	drop(f.PrivateUsers != nil, "PrivateUsers", func() { f.PrivateUsers = nil })
-	drop(len(f.SystemCallAllow) > 0, "SystemCallFilter", func() { f.SystemCallAllow, f.SystemCallDeny = nil, nil })
-	drop(len(f.Limits) > 0, "Limit", func() { f.Limits = nil })
-	drop(f.OOMScoreAdjust != nil, "OOMScoreAdjust", func() { f.OOMScoreAdjust = nil })
-	drop(f.CPUAffinity != nil, "CPUAffinity", func() { f.CPUAffinity = nil })
-	drop(f.LinkJournal != "", "LinkJournal", func() { f.LinkJournal, f.LinkJournalTry = "", false })
-	drop(len(f.Mounts) > 0, "TemporaryFileSystem=, Bind=, BindReadOnly=, Inaccessible=, Overlay= or OverlayReadOnly", func() { f.Mounts = nil })
-	drop(f.Ownership != "", "PrivateUsersOwnership", func() { f.Ownership = "" })
-	drop(len(f.BindUsers) > 0, "BindUser", func() { f.BindUsers = nil })
-	drop(f.BindUserShell != nil, "BindUserShell", func() { f.BindUserShell = nil })
+	drop(f.Ephemeral != nil, "Ephemeral= setting", func() { f.Ephemeral = nil })
+	drop(f.Capability != 0, "Capability= setting", func() { f.Capability = 0 })
+	drop(f.AmbientCapability != 0, "AmbientCapability= setting", func() { f.AmbientCapability = 0 })
+	drop(f.MachineID != nil, "MachineID= setting", func() { f.MachineID = nil })
+	drop(f.PrivateUsers != nil, "PrivateUsers= setting", func() { f.PrivateUsers = nil })
+	drop(len(f.SystemCallAllow) > 0, "SystemCallFilter= setting", func() { f.SystemCallAllow, f.SystemCallDeny = nil, nil })
+	drop(len(f.Limits) > 0, "Limit= setting", func() { f.Limits = nil })
+	drop(f.OOMScoreAdjust != nil, "OOMScoreAdjust= setting", func() { f.OOMScoreAdjust = nil })
+	drop(f.CPUAffinity != nil, "CPUAffinity= setting", func() { f.CPUAffinity = nil })
+	drop(f.LinkJournal != "", "LinkJournal= setting", func() { f.LinkJournal, f.LinkJournalTry = "", false })
+	drop(len(f.Mounts) > 0, "TemporaryFileSystem=, Bind=, BindReadOnly=, Inaccessible=, Overlay= or OverlayReadOnly= setting", func() { f.Mounts = nil })
+	drop(f.Ownership != "", "PrivateUsersOwnership= setting", func() { f.Ownership = "" })
+	drop(len(f.BindUsers) > 0, "BindUser= setting", func() { f.BindUsers = nil })
+	drop(f.BindUserShell != nil, "BindUserShell= setting", func() { f.BindUserShell = nil })
 	network := f.Private != nil || f.VirtualEthernet != nil || f.PrivateNetwork()
-	drop(network, "network", func() {
+	drop(network, "network settings", func() {
 		f.Private, f.VirtualEthernet = nil, nil
 		f.VirtualEthernetExtra, f.Interfaces, f.MACVLANs, f.IPVLANs = nil, nil, nil, nil
 		f.Bridge, f.Zone, f.NamespacePath = "", "", ""
 	})
-	drop(len(f.Ports) > 0, "Port", func() { f.Ports = nil })
+	drop(len(f.Ports) > 0, "Port= setting", func() { f.Ports = nil })
 	return out
 }
 

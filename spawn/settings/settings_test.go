@@ -167,7 +167,7 @@ func TestDropUntrusted(t *testing.T) {
 	t.Parallel()
 	f, _ := parse(t, whole)
 	w := f.DropUntrusted()
-	if len(w) != 12 {
+	if len(w) != 13 {
 		t.Errorf("%d warnings: %v", len(w), w)
 	}
 	want := &File{
