@@ -48,9 +48,15 @@ func distance(a Address) int {
 	return 1
 }
 
+// filterFamily keeps the addresses of one family, for callers that take one
+// only and so can't be told a scope (struct hostent). A link-local IPv6 address
+// is of no use to them, so they get it only if the machine has nothing better.
 func filterFamily(addrs []Address, family byte) []Address {
 	if family == 0 {
 		return addrs
 	}
-	return slices.DeleteFunc(slices.Clone(addrs), func(a Address) bool { return a.IP.Is4() != (family == 4) })
+	routable := slices.ContainsFunc(addrs, func(a Address) bool { return !a.IP.IsLinkLocalUnicast() })
+	return slices.DeleteFunc(slices.Clone(addrs), func(a Address) bool {
+		return a.IP.Is4() != (family == 4) || routable && a.IP.Is6() && a.IP.IsLinkLocalUnicast()
+	})
 }
