@@ -1,0 +1,221 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"machined/image"
+	"machined/internal/btrfs"
+
+	"golang.org/x/sys/unix"
+)
+
+// building is something on its way to becoming an image: a temporary directory
+// or file in the image root.
+type building struct {
+	path string
+	name string
+	f    *os.File
+	tree bool
+}
+
+// begin makes a temporary directory or file that a crash leaves to be cleaned up.
+func (e *engine) begin(tree bool) (*building, error) {
+	if err := os.MkdirAll(e.ImageRoot, 0o700); err != nil {
+		return nil, err
+	}
+	if err := image.CleanTemporary(e.ImageRoot); err != nil {
+		e.logf(Warning, "Failed to remove what an earlier transfer left: %v", err)
+	}
+	b := &building{name: image.TempName(e.Local), tree: tree}
+	b.path = filepath.Join(e.ImageRoot, b.name)
+	if tree {
+		root, err := os.Open(e.ImageRoot)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = root.Close() }()
+		if err := image.MakeTree(root, b.name); err != nil {
+			return nil, err
+		}
+		if b.f, err = os.Open(b.path); err != nil {
+			b.drop()
+			return nil, err
+		}
+	} else {
+		f, err := os.OpenFile(b.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+		if err != nil {
+			return nil, err
+		}
+		b.f = f
+	}
+	if err := image.HoldTemp(b.f); err != nil {
+		b.drop()
+		return nil, err
+	}
+	return b, nil
+}
+
+// drop removes what has not been given its name.
+func (b *building) drop() {
+	if b.path != "" {
+		_ = image.RemoveTree(b.path)
+	}
+	if b.f != nil {
+		_ = b.f.Close()
+	}
+}
+
+// flush writes what was built to the disk.
+func (e *engine) flush(b *building) error {
+	if e.NoSync {
+		return nil
+	}
+	if b.tree {
+		return os.NewSyscallError("syncfs", unix.Syncfs(int(b.f.Fd())))
+	}
+	return b.f.Sync()
+}
+
+// finish gives a complete image its name at path, and its read-only mark.
+func (e *engine) finish(b *building, path string, readOnly bool) error {
+	if err := e.flush(b); err != nil {
+		return err
+	}
+	subvolume := b.tree && btrfs.IsSubvolume(b.f)
+	if readOnly {
+		switch {
+		case subvolume:
+			if err := btrfs.SetReadOnly(b.f, true); err != nil {
+				return err
+			}
+		case !b.tree:
+			if err := b.f.Chmod(0o444); err != nil {
+				return err
+			}
+		}
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, b.path, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	if err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("%w: %q", image.ErrExists, path)
+		}
+		return &os.LinkError{Op: "rename", Old: b.path, New: path, Err: err}
+	}
+	b.path = ""
+	if readOnly && b.tree && !subvolume {
+		// An immutable directory cannot be renamed, so this comes last.
+		flags, err := unix.IoctlGetInt(int(b.f.Fd()), unix.FS_IOC_GETFLAGS)
+		if err == nil {
+			_ = unix.IoctlSetPointerInt(int(b.f.Fd()), unix.FS_IOC_SETFLAGS, flags|0x10) // FS_IMMUTABLE_FL
+		}
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	return dir.Sync()
+}
+
+// target is where the image goes that the transfer makes.
+func (e *engine) target(tree bool) string {
+	if tree {
+		return filepath.Join(e.ImageRoot, e.Local)
+	}
+	return filepath.Join(e.ImageRoot, e.Local+".raw")
+}
+
+// checkFree makes sure, before any work is done, that the image may be made.
+func (e *engine) checkFree(ctx context.Context) error {
+	_, err := e.store.Get(ctx, e.Local)
+	switch {
+	case errors.Is(err, image.ErrNoSuchImage):
+		return nil
+	case err != nil:
+		return err
+	case !e.Force:
+		return fmt.Errorf("%w: %q", image.ErrExists, e.Local)
+	}
+	return nil
+}
+
+// makeWay removes the image that a forced transfer replaces.
+func (e *engine) makeWay(ctx context.Context) error {
+	if !e.Force {
+		return nil
+	}
+	err := e.store.Remove(ctx, e.Local)
+	if errors.Is(err, image.ErrNoSuchImage) {
+		return nil
+	}
+	return err
+}
+
+// liftTree moves an OS tree that an archive wraps in one directory up to the root.
+func liftTree(root string) error {
+	if isOS(root) {
+		return nil
+	}
+	entries, err := os.ReadDir(root)
+	if err != nil || len(entries) != 1 || !entries[0].IsDir() {
+		return err
+	}
+	inner := filepath.Join(root, entries[0].Name())
+	if !isOS(inner) {
+		return nil
+	}
+	// Out of the way first: the tree may hold an entry of the same name.
+	temp := filepath.Join(root, image.TempName("tree"))
+	if err := os.Rename(inner, temp); err != nil {
+		return err
+	}
+	children, err := os.ReadDir(temp)
+	if err != nil {
+		return err
+	}
+	for _, child := range children {
+		if err := os.Rename(filepath.Join(temp, child.Name()), filepath.Join(root, child.Name())); err != nil {
+			return err
+		}
+	}
+	if st, err := os.Stat(temp); err == nil {
+		var raw unix.Stat_t
+		if unix.Stat(temp, &raw) == nil {
+			_ = os.Chown(root, int(raw.Uid), int(raw.Gid))
+			_ = os.Chmod(root, st.Mode())
+			defer func() { _ = os.Chtimes(root, st.ModTime(), st.ModTime()) }()
+		}
+	}
+	return os.Remove(temp)
+}
+
+func isOS(dir string) bool {
+	for _, name := range []string{"usr", "etc", "bin", "sbin", "lib"} {
+		if st, err := os.Lstat(filepath.Join(dir, name)); err == nil && (st.IsDir() || strings.Contains("bin sbin lib", name)) {
+			return true
+		}
+	}
+	return false
+}
+
+// counter counts what passes through it.
+type counter struct {
+	r    io.Reader
+	n    int64
+	tell func(n int64)
+}
+
+func (c *counter) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.n += int64(n)
+	if n > 0 && c.tell != nil {
+		c.tell(c.n)
+	}
+	return n, err
+}

@@ -1,0 +1,388 @@
+package transfer
+
+import (
+	"bufio"
+	"bytes"
+	"compress/bzip2"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+)
+
+// Format is a compression.
+type Format string
+
+// The formats of org.freedesktop.import1(5).
+const (
+	Uncompressed Format = "uncompressed"
+	XZ           Format = "xz"
+	Gzip         Format = "gzip"
+	Bzip2        Format = "bzip2"
+	Zstd         Format = "zstd"
+)
+
+// ParseFormat reads the name of a compression; an empty one means none.
+func ParseFormat(s string) (Format, error) {
+	switch f := Format(s); f {
+	case "":
+		return Uncompressed, nil
+	case Uncompressed, XZ, Gzip, Bzip2, Zstd:
+		return f, nil
+	}
+	return "", fmt.Errorf("%w: unknown compression format %q", ErrInvalid, s)
+}
+
+var magics = []struct {
+	format Format
+	magic  string
+}{
+	{XZ, "\xfd7zXZ\x00"}, {Gzip, "\x1f\x8b"}, {Bzip2, "BZh"}, {Zstd, "\x28\xb5\x2f\xfd"},
+}
+
+// detect tells the compression from the first bytes of a stream.
+func detect(head []byte) Format {
+	for _, m := range magics {
+		if bytes.HasPrefix(head, []byte(m.magic)) {
+			return m.format
+		}
+	}
+	return Uncompressed
+}
+
+// maxWindow bounds the memory that a zstd stream may ask for, in bytes.
+const maxWindow = 128 << 20
+
+// NewReader undoes whatever compression r has, told by its content. Reading,
+// decompressing and what the caller does run at the same time. The caller closes
+// the reader; r stays the caller's.
+func NewReader(r io.Reader) (io.ReadCloser, Format, error) {
+	in := bufio.NewReaderSize(r, 1<<18)
+	head, err := in.Peek(6)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, "", err
+	}
+	format := detect(head)
+	var out io.Reader
+	closer := func() error { return nil }
+	switch format {
+	case Gzip:
+		out, err = gzip.NewReader(in)
+	case Zstd:
+		var d *zstd.Decoder
+		d, err = zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(0))
+		if err == nil {
+			out, closer = d, func() error { d.Close(); return nil }
+		}
+	case Bzip2:
+		out, closer, err = pipeThrough(in, func() (io.Reader, error) { return bzip2.NewReader(in), nil }, []string{"lbzip2", "-dc"}, []string{"bzip2", "-dc"})
+	case XZ:
+		out, closer, err = pipeThrough(in, func() (io.Reader, error) { return xz.NewReader(in) }, []string{"xz", "-T0", "-dc", "--memlimit-decompress=512MiB"})
+	default:
+		out = in
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("read %s stream: %w", format, err)
+	}
+	return newAhead(out, closer), format, nil
+}
+
+// pipeThrough decodes in by the first of the programs that is installed, which
+// are faster than any library of ours, else by the library.
+func pipeThrough(in io.Reader, library func() (io.Reader, error), programs ...[]string) (io.Reader, func() error, error) {
+	for _, argv := range programs {
+		path, err := exec.LookPath(argv[0])
+		if err != nil {
+			continue
+		}
+		cmd := exec.Command(path, argv[1:]...)
+		errs := &limitedText{}
+		cmd.Stdin, cmd.Stderr = in, errs
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := cmd.Start(); err != nil {
+			return nil, nil, err
+		}
+		child := &childReader{out: out, cmd: cmd, errs: errs}
+		return child, child.Close, nil
+	}
+	out, err := library()
+	return out, func() error { return nil }, err
+}
+
+// childReader reads the output of a program; its failure shows at the end.
+type childReader struct {
+	out  io.ReadCloser
+	cmd  *exec.Cmd
+	errs *limitedText
+	once sync.Once
+	err  error
+}
+
+func (c *childReader) Read(b []byte) (int, error) {
+	n, err := c.out.Read(b)
+	if errors.Is(err, io.EOF) {
+		if failed := c.wait(); failed != nil {
+			return n, failed
+		}
+	}
+	return n, err
+}
+
+func (c *childReader) wait() error {
+	c.once.Do(func() {
+		if err := c.cmd.Wait(); err != nil {
+			c.err = fmt.Errorf("%w: %s: %w", ErrArchive, c.errs.line(), err)
+		}
+	})
+	return c.err
+}
+
+func (c *childReader) Close() error {
+	_ = c.out.Close()
+	_ = c.cmd.Process.Kill()
+	_ = c.wait()
+	return nil
+}
+
+// limitedText keeps the first kilobytes of what a program says.
+type limitedText struct {
+	mu  sync.Mutex
+	buf []byte
+}
+
+func (t *limitedText) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if room := 2048 - len(t.buf); room > 0 {
+		t.buf = append(t.buf, b[:min(room, len(b))]...)
+	}
+	return len(b), nil
+}
+
+func (t *limitedText) line() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.ReplaceAll(strings.TrimSpace(string(t.buf)), "\n", "; ")
+}
+
+// ahead reads from another goroutine, a few buffers ahead.
+type ahead struct {
+	full, free chan []byte
+	current    []byte
+	rest       []byte
+	err        error
+	failed     error // set before full is closed
+	stop       chan struct{}
+	finished   chan struct{}
+	closer     func() error
+}
+
+func newAhead(r io.Reader, closer func() error) *ahead {
+	a := &ahead{full: make(chan []byte, 8), free: make(chan []byte, 8), stop: make(chan struct{}), finished: make(chan struct{}), closer: closer}
+	for range cap(a.free) {
+		a.free <- make([]byte, 512<<10)
+	}
+	go func() {
+		defer close(a.finished)
+		defer close(a.full)
+		for {
+			var buf []byte
+			select {
+			case buf = <-a.free:
+			case <-a.stop:
+				return
+			}
+			buf = buf[:cap(buf)]
+			n, err := 0, error(nil)
+			for n < len(buf) && err == nil {
+				var m int
+				m, err = r.Read(buf[n:])
+				n += m
+			}
+			if n > 0 {
+				select {
+				case a.full <- buf[:n]:
+				case <-a.stop:
+					return
+				}
+			}
+			if err != nil {
+				a.failed = err
+				return
+			}
+		}
+	}()
+	return a
+}
+
+func (a *ahead) Read(b []byte) (int, error) {
+	for len(a.rest) == 0 {
+		if a.err != nil {
+			return 0, a.err
+		}
+		if a.current != nil {
+			a.free <- a.current
+			a.current = nil
+		}
+		buf, ok := <-a.full
+		if !ok {
+			a.err = a.failed
+			if a.err == nil {
+				a.err = io.EOF
+			}
+			continue
+		}
+		a.current, a.rest = buf, buf
+	}
+	n := copy(b, a.rest)
+	a.rest = a.rest[n:]
+	return n, nil
+}
+
+func (a *ahead) Close() error {
+	close(a.stop)
+	err := a.closer()
+	for range a.full { //nolint:revive // drained, so that the reader ends
+	}
+	<-a.finished
+	return err
+}
+
+// NewWriter compresses what is written to it into w. Closing it ends the stream
+// and leaves w open.
+func NewWriter(w io.Writer, format Format) (io.WriteCloser, error) {
+	switch format {
+	case Gzip:
+		return newParallelGzip(w, runtime.NumCPU()), nil
+	case Zstd:
+		return zstd.NewWriter(w, zstd.WithEncoderConcurrency(runtime.NumCPU()))
+	case XZ:
+		return writeThrough(w, func() (io.WriteCloser, error) { return xz.NewWriter(w) }, []string{"xz", "-T0", "-c"})
+	case Bzip2:
+		return writeThrough(w, func() (io.WriteCloser, error) {
+			return nil, fmt.Errorf("compress with bzip2: %w: the program bzip2 is not installed", ErrNotSupported)
+		}, []string{"lbzip2", "-c"}, []string{"bzip2", "-c"})
+	default:
+		return nopCloser{w}, nil
+	}
+}
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }
+
+func writeThrough(w io.Writer, library func() (io.WriteCloser, error), programs ...[]string) (io.WriteCloser, error) {
+	for _, argv := range programs {
+		path, err := exec.LookPath(argv[0])
+		if err != nil {
+			continue
+		}
+		cmd := exec.Command(path, argv[1:]...)
+		errs := &limitedText{}
+		cmd.Stdout, cmd.Stderr = w, errs
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			return nil, err
+		}
+		if err := cmd.Start(); err != nil {
+			return nil, err
+		}
+		return &childWriter{WriteCloser: in, cmd: cmd, errs: errs}, nil
+	}
+	return library()
+}
+
+type childWriter struct {
+	io.WriteCloser
+	cmd  *exec.Cmd
+	errs *limitedText
+}
+
+func (c *childWriter) Close() error {
+	closeErr := c.WriteCloser.Close()
+	if err := c.cmd.Wait(); err != nil {
+		return fmt.Errorf("compress: %s: %w", c.errs.line(), err)
+	}
+	return closeErr
+}
+
+// parallelGzip compresses blocks at the same time, each a member of the stream
+// of its own (RFC 1952, 2.2).
+type parallelGzip struct {
+	buf   []byte
+	queue chan chan []byte
+	limit chan struct{}
+	done  chan error
+}
+
+const gzipBlock = 1 << 20
+
+func newParallelGzip(w io.Writer, workers int) *parallelGzip {
+	p := &parallelGzip{buf: make([]byte, 0, gzipBlock), queue: make(chan chan []byte, workers), limit: make(chan struct{}, workers), done: make(chan error, 1)}
+	go func() {
+		var failed error
+		for result := range p.queue {
+			data := <-result
+			if failed == nil {
+				_, failed = w.Write(data)
+			}
+		}
+		p.done <- failed
+	}()
+	return p
+}
+
+func (p *parallelGzip) Write(b []byte) (int, error) {
+	total := len(b)
+	for len(b) > 0 {
+		n := min(len(b), gzipBlock-len(p.buf))
+		p.buf, b = append(p.buf, b[:n]...), b[n:]
+		if len(p.buf) == gzipBlock {
+			if err := p.flush(); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return total, nil
+}
+
+func (p *parallelGzip) flush() error {
+	select {
+	case err := <-p.done: // only an early end
+		p.done <- err
+		return err
+	default:
+	}
+	block := p.buf
+	p.buf = make([]byte, 0, gzipBlock)
+	result := make(chan []byte, 1)
+	p.limit <- struct{}{}
+	p.queue <- result
+	go func() {
+		defer func() { <-p.limit }()
+		var out bytes.Buffer
+		z, _ := gzip.NewWriterLevel(&out, gzip.DefaultCompression)
+		_, _ = z.Write(block) // a bytes.Buffer cannot fail
+		_ = z.Close()
+		result <- out.Bytes()
+	}()
+	return nil
+}
+
+func (p *parallelGzip) Close() error {
+	if err := p.flush(); err != nil {
+		return err
+	}
+	close(p.queue)
+	return <-p.done
+}

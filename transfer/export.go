@@ -1,0 +1,131 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"machined/image"
+	"machined/internal/pathlock"
+
+	"golang.org/x/sys/unix"
+)
+
+// export writes an image to a file, as an archive or a disk image.
+func (e *engine) export(ctx context.Context) error {
+	if e.File == nil || e.Local == "" {
+		return fmt.Errorf("%w: an export needs a name and a file", ErrInvalid)
+	}
+	img, err := e.store.Get(ctx, e.Local)
+	if err != nil {
+		return err
+	}
+	tree := img.Type == image.TypeDirectory || img.Type == image.TypeSubvolume
+	if tree != (e.Kind == ExportTar) {
+		return fmt.Errorf("%w: image %q is of type %s", ErrInvalid, e.Local, img.Type)
+	}
+	locks := pathlock.Default
+	if e.LockDir != "" {
+		locks.Dir = e.LockDir
+	}
+	if real, err := filepath.EvalSymlinks(img.Path); err == nil {
+		lock, err := locks.Image(real, false)
+		if errors.Is(err, pathlock.ErrBusy) {
+			return fmt.Errorf("image %q: %w", e.Local, image.ErrBusy)
+		}
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
+	}
+	src, err := os.Open(img.Path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = src.Close() }()
+
+	what := e.Remote
+	if what == "" {
+		what = e.File.Name()
+	}
+	format := e.Format
+	if format == "" {
+		format = Uncompressed
+	}
+	e.logf(Info, "Exporting '%s', saving to '%s' with compression '%s'.", img.Path, what, format)
+	if st, err := e.File.Stat(); err == nil && st.Mode().IsRegular() {
+		if _, err := e.File.Seek(0, io.SeekCurrent); err == nil {
+			_ = e.File.Truncate(0)
+			_, _ = e.File.Seek(0, io.SeekStart)
+		}
+	}
+	out, err := NewWriter(e.File, format)
+	if err != nil {
+		return err
+	}
+	if tree {
+		total := uint64(0)
+		if img.Usage != image.Unknown {
+			total = img.Usage
+		}
+		err = Tar(ctx, src, out, func(n int64) { e.progress(n, int64(total)) })
+	} else {
+		err = e.exportRaw(ctx, src, out, format)
+	}
+	if closeErr := out.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return fmt.Errorf("export %q: %w", e.Local, err)
+	}
+	if err := e.File.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EROFS) {
+		return err
+	}
+	e.Progress(1)
+	e.logf(Info, "Operation completed successfully.")
+	return nil
+}
+
+func (e *engine) exportRaw(ctx context.Context, src *os.File, out io.Writer, format Format) error {
+	size, err := src.Seek(0, io.SeekEnd) // of a block device too
+	if err == nil {
+		_, err = src.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return err
+	}
+	w := out
+	var holes *sparseWriter
+	if st, err := e.File.Stat(); format == Uncompressed && err == nil && st.Mode().IsRegular() {
+		if flags, err := unix.FcntlInt(e.File.Fd(), unix.F_GETFL, 0); err == nil && flags&unix.O_APPEND == 0 {
+			holes = &sparseWriter{f: e.File}
+			w = holes
+		}
+	}
+	in := &counter{r: src, tell: func(n int64) { e.progress(n, size) }}
+	buf := make([]byte, 1<<20)
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := in.Read(buf)
+		if n > 0 {
+			if _, err := w.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if holes != nil {
+		return holes.finish()
+	}
+	return nil
+}

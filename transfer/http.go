@@ -1,0 +1,271 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// stallTimeout is how long a server may send nothing.
+	stallTimeout = 60 * time.Second
+	// maxResumes is how often one download is taken up again without any progress.
+	maxResumes = 5
+	// sideFileMax is the largest file beside an image, in bytes.
+	sideFileMax = 1 << 20
+)
+
+// statusError is an answer of a server that is not the file.
+type statusError struct {
+	url  string
+	code int
+}
+
+func (s *statusError) Error() string {
+	return fmt.Sprintf("HTTP request to %s failed with code %d.", s.url, s.code)
+}
+
+var errNotModified = errors.New("not modified")
+
+// client fetches files. It follows redirects within http and https only, and
+// takes proxies from the environment.
+type client struct{ http http.Client }
+
+func newClient() *client {
+	return &client{http.Client{Transport: &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            (&net.Dialer{Timeout: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout:    30 * time.Second,
+		ResponseHeaderTimeout:  stallTimeout,
+		DisableCompression:     true, // the bytes themselves are checked
+		ForceAttemptHTTP2:      true,
+		MaxResponseHeaderBytes: 64 << 10,
+	}}}
+}
+
+// download is a file being fetched. Reading it takes a broken connection up again.
+type download struct {
+	c       *client
+	ctx     context.Context //nolint:containedctx // lives as long as one transfer
+	url     string
+	etag    string
+	size    int64 // -1: not known
+	mtime   time.Time
+	off     int64
+	body    io.ReadCloser
+	resumes int
+	cancel  context.CancelFunc
+	stall   *time.Timer
+}
+
+// get starts to fetch a file. ifNone are ETags of what is there already; it
+// returns errNotModified and the ETag when the file is one of them.
+func (c *client) get(ctx context.Context, rawURL string, ifNone []string) (*download, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return nil, fmt.Errorf("%w: URL %q", ErrInvalid, rawURL)
+	}
+	d := &download{c: c, ctx: ctx, url: rawURL, size: -1}
+	if u.Scheme == "file" {
+		f, err := os.Open(u.Path)
+		if err != nil {
+			if errors.Is(err, os.ErrNotExist) {
+				return nil, fmt.Errorf("%w (%w)", &statusError{rawURL, http.StatusNotFound}, err)
+			}
+			return nil, err
+		}
+		st, err := f.Stat()
+		if err == nil && !st.Mode().IsRegular() {
+			err = fmt.Errorf("%w: %q is not a regular file", ErrInvalid, u.Path)
+		}
+		if err != nil {
+			_ = f.Close()
+			return nil, err
+		}
+		d.body, d.size, d.mtime = f, st.Size(), st.ModTime()
+		return d, nil
+	}
+	if err := d.open(ifNone); err != nil {
+		return d, err
+	}
+	return d, nil
+}
+
+func (d *download) open(ifNone []string) error {
+	ctx, cancel := context.WithCancel(d.ctx)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.url, nil)
+	if err != nil {
+		cancel()
+		return fmt.Errorf("%w: URL %q: %w", ErrInvalid, d.url, err)
+	}
+	req.Header.Set("User-Agent", "machine-importd")
+	if len(ifNone) > 0 {
+		req.Header.Set("If-None-Match", strings.Join(ifNone, ", "))
+	}
+	if d.off > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", d.off))
+		if d.etag != "" && !strings.HasPrefix(d.etag, "W/") {
+			req.Header.Set("If-Range", d.etag)
+		}
+	}
+	resp, err := d.c.http.Do(req)
+	if err != nil {
+		cancel()
+		return fmt.Errorf("download %s: %w", d.url, err)
+	}
+	fail := func(err error) error {
+		_ = resp.Body.Close()
+		cancel()
+		return err
+	}
+	switch {
+	case resp.StatusCode == http.StatusNotModified && len(ifNone) > 0:
+		d.etag = resp.Header.Get("ETag")
+		return fail(errNotModified)
+	case d.off > 0 && resp.StatusCode == http.StatusPartialContent:
+		if start := rangeStart(resp.Header.Get("Content-Range")); start != d.off {
+			return fail(fmt.Errorf("download %s: server resumed at %d instead of %d", d.url, start, d.off))
+		}
+	case d.off > 0:
+		return fail(fmt.Errorf("download %s: connection broke and the server cannot resume", d.url))
+	case resp.StatusCode != http.StatusOK:
+		return fail(&statusError{d.url, resp.StatusCode})
+	default:
+		d.size = resp.ContentLength
+		d.etag = resp.Header.Get("ETag")
+		d.mtime, _ = http.ParseTime(resp.Header.Get("Last-Modified"))
+	}
+	d.body, d.cancel = resp.Body, cancel
+	d.stall = time.AfterFunc(stallTimeout, cancel)
+	return nil
+}
+
+// rangeStart reads the start of a Content-Range, -1 when there is none.
+func rangeStart(s string) int64 {
+	s, ok := strings.CutPrefix(s, "bytes ")
+	if !ok {
+		return -1
+	}
+	first, _, _ := strings.Cut(s, "-")
+	n, err := strconv.ParseInt(first, 10, 64)
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+func (d *download) Read(b []byte) (int, error) {
+	for {
+		n, err := d.body.Read(b)
+		d.off += int64(n)
+		if n > 0 {
+			if d.stall != nil {
+				d.stall.Reset(stallTimeout)
+			}
+			if err != nil && !errors.Is(err, io.EOF) {
+				err = nil // it comes again with the next read
+			}
+			d.resumes = 0
+			return n, err
+		}
+		if err == nil || errors.Is(err, io.EOF) && (d.size < 0 || d.off >= d.size) {
+			return n, err
+		}
+		if d.ctx.Err() != nil {
+			return n, d.ctx.Err()
+		}
+		if d.stall == nil { // a local file
+			return n, err
+		}
+		d.resumes++
+		if d.resumes > maxResumes || d.off == 0 {
+			return n, fmt.Errorf("download %s: broken off after %d bytes: %w", d.url, d.off, err)
+		}
+		d.closeBody()
+		if openErr := d.open(nil); openErr != nil {
+			return n, openErr
+		}
+	}
+}
+
+func (d *download) closeBody() {
+	if d.stall != nil {
+		d.stall.Stop()
+	}
+	if d.body != nil {
+		_ = d.body.Close()
+	}
+	if d.cancel != nil {
+		d.cancel()
+	}
+}
+
+// fetchSmall fetches a whole file of at most sideFileMax bytes.
+func (e *engine) fetchSmall(ctx context.Context, c *client, rawURL string) ([]byte, error) {
+	d, err := c.get(ctx, rawURL, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer d.closeBody()
+	if d.size > sideFileMax {
+		return nil, fmt.Errorf("%w: %s is larger than %s", ErrInvalid, rawURL, bytesText(sideFileMax))
+	}
+	if d.size >= 0 {
+		e.logf(Info, "Downloading %s for %s.", bytesText(d.size), rawURL)
+	}
+	data, err := io.ReadAll(io.LimitReader(d, sideFileMax+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > sideFileMax {
+		return nil, fmt.Errorf("%w: %s is larger than %s", ErrInvalid, rawURL, bytesText(sideFileMax))
+	}
+	e.logf(Info, "Acquired %s for %s.", bytesText(int64(len(data))), rawURL)
+	return data, nil
+}
+
+// notFound says whether an error is a server's word that there is no such file.
+func notFound(err error) bool {
+	var status *statusError
+	return errors.As(err, &status) && (status.code == http.StatusNotFound || status.code == http.StatusGone || status.code == http.StatusForbidden)
+}
+
+// bytesText writes a size as people read it: "512B", "2.6M".
+func bytesText(n int64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return strconv.FormatInt(n, 10) + "B"
+	}
+	value, i := float64(n)/1024, 0
+	for value >= 1024 && i < len(units)-1 {
+		value, i = value/1024, i+1
+	}
+	return fmt.Sprintf("%.1f%c", float64(int64(value*10))/10, units[i])
+}
+
+// spanText writes a time in whole seconds as people read it: "2min 43s".
+func spanText(d time.Duration) string {
+	s := int64(d / time.Second)
+	if s <= 0 {
+		return "0"
+	}
+	var parts []string
+	for _, unit := range []struct {
+		name string
+		size int64
+	}{{"d", 86400}, {"h", 3600}, {"min", 60}, {"s", 1}} {
+		if n := s / unit.size; n > 0 {
+			parts = append(parts, strconv.FormatInt(n, 10)+unit.name)
+			s %= unit.size
+		}
+	}
+	return strings.Join(parts, " ")
+}

@@ -1,0 +1,147 @@
+package transfer
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"machined/image"
+	"machined/internal/treecopy"
+
+	"golang.org/x/sys/unix"
+)
+
+// importFile makes an image out of a file or a directory.
+func (e *engine) importFile(ctx context.Context) error {
+	if e.File == nil || e.Local == "" {
+		return fmt.Errorf("%w: an import needs a file and a name", ErrInvalid)
+	}
+	what := e.Remote
+	if what == "" {
+		what = e.File.Name()
+	}
+	e.logf(Info, "Importing '%s', saving as '%s'.", what, e.Local)
+	if err := e.checkFree(ctx); err != nil {
+		return err
+	}
+	tree := e.Kind != ImportRaw
+	b, err := e.begin(tree)
+	if err != nil {
+		return err
+	}
+	defer b.drop()
+	switch e.Kind {
+	case ImportFS:
+		err = treecopy.Copy(ctx, e.File, b.f, treecopy.Options{SameMount: true})
+	case ImportTar:
+		err = e.unpackStream(ctx, e.source(), b)
+	default:
+		err = e.unpackRaw(ctx, e.source(), b)
+	}
+	if err != nil {
+		return fmt.Errorf("import %q: %w", what, err)
+	}
+	if err := e.flush(b); err != nil {
+		return err
+	}
+	if err := e.makeWay(ctx); err != nil {
+		return err
+	}
+	if err := e.finish(b, e.target(tree), e.ReadOnly); err != nil {
+		return err
+	}
+	e.Progress(1)
+	e.logf(Info, "Operation completed successfully.")
+	return nil
+}
+
+// source reads the transfer's file and tells how far it got.
+func (e *engine) source() io.Reader {
+	total := int64(0)
+	if st, err := e.File.Stat(); err == nil && st.Mode().IsRegular() {
+		total = st.Size()
+		_ = unix.Fadvise(int(e.File.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
+	}
+	told := -10
+	return &counter{r: e.File, tell: func(n int64) {
+		if percent, fresh := e.progress(n, total); fresh && percent >= told+10 {
+			told = percent
+			e.logf(Info, "Imported %d%%.", percent)
+		}
+	}}
+}
+
+// unpackStream unpacks a compressed archive into a tree being built.
+func (e *engine) unpackStream(ctx context.Context, r io.Reader, b *building) error {
+	in, _, err := NewReader(r)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrArchive, err)
+	}
+	defer func() { _ = in.Close() }()
+	if err := Untar(ctx, in, b.f); err != nil {
+		return err
+	}
+	return liftTree(b.path)
+}
+
+// unpackRaw writes a compressed disk image, raw or qcow2, into a file being built.
+func (e *engine) unpackRaw(ctx context.Context, r io.Reader, b *building) error {
+	in, _, err := NewReader(r)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrArchive, err)
+	}
+	defer func() { _ = in.Close() }()
+	w := &sparseWriter{f: b.f}
+	buf := make([]byte, 1<<20)
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := in.Read(buf)
+		if n > 0 {
+			if _, err := w.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return archiveError("read %s", "disk image", err)
+		}
+	}
+	if err := w.finish(); err != nil {
+		return err
+	}
+	if w.off == 0 {
+		return fmt.Errorf("%w: it holds nothing", ErrArchive)
+	}
+	if !isQcow2(b.f) {
+		return nil
+	}
+	return e.convert(ctx, b)
+}
+
+// convert replaces a qcow2 file being built by the disk that is in it.
+func (e *engine) convert(ctx context.Context, b *building) error {
+	e.logf(Info, "Unpacking QCOW2 file.")
+	path := filepath.Join(e.ImageRoot, image.TempName(e.Local))
+	raw, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	disk := &building{path: path, f: raw}
+	if err := image.HoldTemp(raw); err != nil {
+		disk.drop()
+		return err
+	}
+	if err := unpackQcow2(ctx, b.f, raw, func(int64, int64) {}); err != nil {
+		disk.drop()
+		return err
+	}
+	b.drop()
+	*b = *disk
+	return nil
+}

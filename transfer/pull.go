@@ -1,0 +1,336 @@
+package transfer
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"machined/image"
+	"machined/internal/btrfs"
+	"machined/internal/treecopy"
+
+	"golang.org/x/sys/unix"
+)
+
+// verifiedXattr notes on a hidden download how it was verified, so that it is
+// not taken for more than it is.
+const verifiedXattr = "user.machined.verified"
+
+var verifyRank = map[Verify]int{VerifyNo: 0, VerifyChecksum: 1, VerifySignature: 2}
+
+// sideFile is a file that belongs to an image and lies beside it on the server.
+type sideFile struct {
+	suffix string
+	data   []byte
+}
+
+// pull downloads an image, verifies it and gives it its name.
+func (e *engine) pull(ctx context.Context) error {
+	if err := CheckURL(e.Remote); err != nil {
+		return err
+	}
+	if e.Verify == "" {
+		e.Verify = VerifySignature
+	}
+	tree := e.Kind == PullTar
+	prefix, suffix := ".raw-", ".raw"
+	if tree {
+		prefix, suffix = ".tar-", ""
+	}
+	if e.Local == "" {
+		e.logf(Info, "Pulling '%s'.", e.Remote)
+	} else {
+		e.logf(Info, "Pulling '%s', saving as '%s'.", e.Remote, e.Local)
+		if err := e.checkFree(ctx); err != nil {
+			return err
+		}
+	}
+	name, err := lastPart(e.Remote)
+	if err != nil {
+		return err
+	}
+	c := newClient()
+	sums, err := e.fetchChecksums(ctx, c, name)
+	if err != nil {
+		return err
+	}
+	sides, err := e.fetchSides(ctx, c, stem(name, tree), tree, sums)
+	if err != nil {
+		return err
+	}
+	var known []string
+	for _, etag := range knownETags(e.ImageRoot, prefix, e.Remote, suffix) {
+		path := filepath.Join(e.ImageRoot, downloadName(e.ImageRoot, prefix, e.Remote, etag, suffix)+suffix)
+		if e.verifiedEnough(path) {
+			known = append(known, etag)
+		}
+	}
+	d, err := c.get(ctx, e.Remote, known)
+	if errors.Is(err, errNotModified) {
+		hidden := filepath.Join(e.ImageRoot, downloadName(e.ImageRoot, prefix, e.Remote, d.etag, suffix)+suffix)
+		if _, statErr := os.Lstat(hidden); d.etag == "" && len(known) == 1 || statErr != nil {
+			hidden = filepath.Join(e.ImageRoot, downloadName(e.ImageRoot, prefix, e.Remote, known[0], suffix)+suffix)
+		}
+		e.logf(Info, "Image already downloaded. Skipping download.")
+		return e.fromDownload(ctx, hidden, tree, sides)
+	}
+	if err != nil {
+		return err
+	}
+	defer d.closeBody()
+
+	b, err := e.begin(tree)
+	if err != nil {
+		return err
+	}
+	defer b.drop()
+	if err := e.receive(ctx, d, b, name, sums); err != nil {
+		return err
+	}
+	hidden := filepath.Join(e.ImageRoot, downloadName(e.ImageRoot, prefix, e.Remote, d.etag, suffix)+suffix)
+	if e.Local == "" || e.KeepDownload {
+		if !d.mtime.IsZero() && !tree {
+			_ = os.Chtimes(b.path, d.mtime, d.mtime)
+		}
+		_ = unix.Fsetxattr(int(b.f.Fd()), verifiedXattr, []byte(e.Verify), 0)
+		if err := e.flush(b); err != nil {
+			return err
+		}
+		if err := image.RemoveTree(hidden); err != nil {
+			return err
+		}
+		if err := e.finish(b, hidden, true); err != nil {
+			return err
+		}
+		return e.fromDownload(ctx, hidden, tree, sides)
+	}
+	return e.publish(ctx, b, tree, sides)
+}
+
+// receive downloads into a building, and verifies what came.
+func (e *engine) receive(ctx context.Context, d *download, b *building, name string, sums checksums) error {
+	if d.size >= 0 {
+		e.logf(Info, "Downloading %s for %s.", bytesText(d.size), e.Remote)
+	}
+	hash := sha256.New()
+	begun := time.Now()
+	told := begun
+	in := &counter{r: io.TeeReader(d, hash), tell: func(n int64) {
+		percent, fresh := e.progress(n, d.size)
+		now := time.Now()
+		if !fresh || percent >= 100 || now.Sub(told) < time.Second {
+			return
+		}
+		told = now
+		rate := float64(n) / now.Sub(begun).Seconds()
+		left := time.Duration(float64(d.size-n) / rate * float64(time.Second))
+		e.logf(Info, "Got %d%% of %s. %s left at %s/s.", percent, d.url, spanText(left), bytesText(int64(rate)))
+	}}
+	var err error
+	if b.tree {
+		err = e.unpackStream(ctx, in, b)
+	} else {
+		err = e.unpackRaw(ctx, in, b)
+	}
+	if err == nil {
+		// What follows the compressed stream belongs to the checksum too.
+		_, err = io.Copy(io.Discard, in)
+	}
+	if err != nil {
+		return fmt.Errorf("pull %s: %w", e.Remote, err)
+	}
+	e.logf(Info, "Download of %s complete.", e.Remote)
+	if sums == nil {
+		return nil
+	}
+	if err := sums.check(name, [sha256.Size]byte(hash.Sum(nil))); err != nil {
+		return err
+	}
+	e.logf(Info, "SHA256 checksum of %s is valid.", e.Remote)
+	return nil
+}
+
+// fetchSides fetches the files beside an image that are there. One that cannot
+// be verified, when that is asked for, is left out.
+func (e *engine) fetchSides(ctx context.Context, c *client, base string, tree bool, sums checksums) ([]sideFile, error) {
+	kinds := []struct{ suffix, title string }{{".nspawn", "Settings file"}}
+	if !tree {
+		kinds = append(kinds, struct{ suffix, title string }{".roothash", "Root hash file"},
+			struct{ suffix, title string }{".roothash.p7s", "Root hash signature file"})
+	}
+	var sides []sideFile
+	for _, kind := range kinds {
+		file := base + kind.suffix
+		u, err := beside(e.Remote, file)
+		if err != nil {
+			return nil, err
+		}
+		data, err := e.fetchSmall(ctx, c, u)
+		if notFound(err) {
+			var status *statusError
+			if errors.As(err, &status) {
+				e.logf(Info, "%s", status.Error())
+			}
+			e.logf(Info, "%s could not be retrieved, proceeding without.", kind.title)
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if sums != nil {
+			sum := sha256.Sum256(data)
+			own, ownErr := e.ownChecksum(ctx, c, file)
+			if err := sums.check(file, sum); err != nil && (ownErr != nil || own.check(file, sum) != nil) {
+				if _, listed := sums[file]; listed {
+					return nil, err
+				}
+				e.logf(Warning, "%s is not verified by a checksum, proceeding without.", kind.title)
+				continue
+			}
+		}
+		sides = append(sides, sideFile{suffix: kind.suffix, data: data})
+	}
+	return sides, nil
+}
+
+// ownChecksum fetches FILE.sha256 of a side file, with its signature.
+func (e *engine) ownChecksum(ctx context.Context, c *client, file string) (checksums, error) {
+	u, err := beside(e.Remote, file+".sha256")
+	if err != nil {
+		return nil, err
+	}
+	data, err := e.fetchSmall(ctx, c, u)
+	if err != nil {
+		return nil, err
+	}
+	if e.Verify == VerifySignature {
+		if err := e.fetchSignature(ctx, c, file+".sha256", data); err != nil {
+			return nil, err
+		}
+	}
+	return parseChecksums(data)
+}
+
+// verifiedEnough says whether a hidden download was verified as is asked for now.
+func (e *engine) verifiedEnough(path string) bool {
+	value := make([]byte, 32)
+	n, err := unix.Getxattr(path, verifiedXattr, value)
+	got := VerifyNo
+	if err == nil {
+		got = Verify(value[:n])
+	}
+	return verifyRank[got] >= verifyRank[e.Verify]
+}
+
+// fromDownload makes the local image out of a hidden download.
+func (e *engine) fromDownload(ctx context.Context, hidden string, tree bool, sides []sideFile) error {
+	if e.Local == "" {
+		e.Progress(1)
+		e.logf(Info, "Operation completed successfully.")
+		return nil
+	}
+	src, err := os.Open(hidden)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = src.Close() }()
+	b, err := e.copyOf(ctx, src, tree)
+	if err != nil {
+		return err
+	}
+	defer b.drop()
+	_ = unix.Fremovexattr(int(b.f.Fd()), verifiedXattr)
+	return e.publish(ctx, b, tree, sides)
+}
+
+// copyOf makes a copy of a download, by sharing what the file system can share.
+func (e *engine) copyOf(ctx context.Context, src *os.File, tree bool) (*building, error) {
+	if tree && btrfs.IsSubvolume(src) {
+		root, err := os.Open(e.ImageRoot)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = root.Close() }()
+		b := &building{name: image.TempName(e.Local), tree: true}
+		b.path = filepath.Join(e.ImageRoot, b.name)
+		if err := btrfs.SnapshotTree(src, root, b.name, false); err == nil {
+			if b.f, err = os.Open(b.path); err == nil {
+				err = image.HoldTemp(b.f)
+			}
+			if err != nil {
+				b.drop()
+				return nil, err
+			}
+			return b, nil
+		}
+	}
+	b, err := e.begin(tree)
+	if err != nil {
+		return nil, err
+	}
+	if tree {
+		err = treecopy.Copy(ctx, src, b.f, treecopy.Options{})
+	} else {
+		var st os.FileInfo
+		if st, err = src.Stat(); err == nil && unix.IoctlFileClone(int(b.f.Fd()), int(src.Fd())) != nil {
+			err = treecopy.Content(ctx, src, b.f, st.Size(), nil)
+		}
+	}
+	if err != nil {
+		b.drop()
+		return nil, err
+	}
+	return b, nil
+}
+
+// publish gives what was pulled its local name, and writes the files beside it.
+func (e *engine) publish(ctx context.Context, b *building, tree bool, sides []sideFile) error {
+	if err := e.flush(b); err != nil {
+		return err
+	}
+	if err := e.makeWay(ctx); err != nil {
+		return err
+	}
+	for _, side := range sides {
+		path := filepath.Join(e.ImageRoot, e.Local+side.suffix)
+		if err := writeWhole(path, side.data); err != nil {
+			return err
+		}
+		e.logf(Info, "Created new file %s.", path)
+	}
+	if err := e.finish(b, e.target(tree), e.ReadOnly); err != nil {
+		return err
+	}
+	e.logf(Info, "Created new local image '%s'.", e.Local)
+	e.Progress(1)
+	e.logf(Info, "Operation completed successfully.")
+	return nil
+}
+
+// writeWhole writes a small file so that it is seen whole or not at all.
+func writeWhole(path string, data []byte) error {
+	temp := filepath.Join(filepath.Dir(path), image.TempName(filepath.Base(path)))
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err != nil {
+		_ = os.Remove(temp)
+	}
+	return err
+}

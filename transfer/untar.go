@@ -1,0 +1,368 @@
+package transfer
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+
+	"machined/internal/sys"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxDirTimes bounds how many directories get their times back in the end; each
+// costs memory until then.
+const maxDirTimes = 500_000
+
+// Untar unpacks an archive below root, an open directory. Every path is resolved
+// as if root were "/", so that no entry can reach outside of it. A later entry
+// replaces an earlier one of the same name. progress is told of each piece written.
+func Untar(ctx context.Context, r io.Reader, root *os.File) error {
+	u := &untar{root: root, tr: tar.NewReader(r), buf: make([]byte, 256<<10)}
+	defer u.forget()
+	entries := 0
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		h, err := u.tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return archiveError("read archive after entry %d", entries, err)
+		}
+		entries++
+		if err := u.entry(ctx, h); err != nil {
+			return err
+		}
+	}
+	if entries == 0 {
+		return fmt.Errorf("%w: it holds nothing", ErrArchive)
+	}
+	// What follows the end mark is read too, so that a broken stream shows.
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return archiveError("read archive after entry %d", entries, err)
+	}
+	return u.finish()
+}
+
+// archiveError keeps the errors of the system as they are and calls all others a bad archive.
+func archiveError(format string, arg any, err error) error {
+	what := fmt.Sprintf(format, arg)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%s: %w: it ends too early", what, ErrArchive)
+	}
+	return fmt.Errorf("%s: %w: %w", what, ErrArchive, err)
+}
+
+type dirTime struct {
+	path         string
+	mtime, atime unix.Timespec
+}
+
+type untar struct {
+	root *os.File
+	tr   *tar.Reader
+	buf  []byte
+	// The directory of the last entry stays open: entries come directory by directory.
+	parentPath string
+	parent     *os.File
+	dirs       []dirTime
+}
+
+func (u *untar) forget() {
+	if u.parent != nil && u.parent != u.root {
+		_ = u.parent.Close()
+	}
+	u.parent, u.parentPath = nil, ""
+}
+
+// split checks the name of an entry and takes it apart. Leading slashes are
+// dropped, as by tar(1); ".." is refused.
+func split(name string) (dir, base string, err error) {
+	clean := strings.TrimLeft(name, "/")
+	for part := range strings.SplitSeq(clean, "/") {
+		if part == ".." {
+			return "", "", fmt.Errorf("%w: entry %q leads out of the tree by \"..\"", ErrArchive, shorten(name))
+		}
+	}
+	if strings.IndexByte(clean, 0) >= 0 {
+		return "", "", fmt.Errorf("%w: entry %q has a NUL byte in its name", ErrArchive, shorten(name))
+	}
+	clean = path.Clean(clean)
+	if clean == "." || clean == "" {
+		return "", ".", nil
+	}
+	dir, base = path.Split(clean)
+	if len(base) > 255 || len(clean) > 4095 {
+		return "", "", fmt.Errorf("%w: entry %q has too long a name", ErrArchive, shorten(name))
+	}
+	return strings.TrimSuffix(dir, "/"), base, nil
+}
+
+func shorten(name string) string {
+	if len(name) > 120 {
+		return name[:120] + "…"
+	}
+	return name
+}
+
+// openParent opens the directory for an entry, and makes it where it is missing.
+func (u *untar) openParent(dir string) (*os.File, error) {
+	if u.parent != nil && u.parentPath == dir {
+		return u.parent, nil
+	}
+	u.forget()
+	if dir == "" {
+		u.parent = u.root
+		return u.root, nil
+	}
+	f, err := sys.OpenIn(int(u.root.Fd()), dir, unix.O_RDONLY|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOENT) {
+		f, err = u.makeParents(dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	u.parent, u.parentPath = f, dir
+	return f, nil
+}
+
+func (u *untar) makeParents(dir string) (*os.File, error) {
+	sofar := ""
+	for part := range strings.SplitSeq(dir, "/") {
+		holder, err := sys.OpenIn(int(u.root.Fd()), sofar, unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.Mkdirat(int(holder.Fd()), part, 0o755)
+		_ = holder.Close()
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return nil, &os.PathError{Op: "mkdir", Path: part, Err: err}
+		}
+		sofar = path.Join(sofar, part)
+	}
+	return sys.OpenIn(int(u.root.Fd()), dir, unix.O_RDONLY|unix.O_DIRECTORY)
+}
+
+func (u *untar) entry(ctx context.Context, h *tar.Header) error {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	dir, base, err := split(h.Name)
+	if err != nil {
+		return err
+	}
+	fail := func(what string, err error) error {
+		return fmt.Errorf("unpack %q: %s: %w", shorten(h.Name), what, err)
+	}
+	if h.Uid < 0 || h.Uid >= 1<<32-1 || h.Gid < 0 || h.Gid >= 1<<32-1 {
+		return fail("owner", fmt.Errorf("%w: user or group id is out of range", ErrArchive))
+	}
+	if base == "." {
+		if h.Typeflag != tar.TypeDir {
+			return fail("root", fmt.Errorf("%w: the root is not a directory", ErrArchive))
+		}
+		return u.directory(h, u.root, "")
+	}
+	parent, err := u.openParent(dir)
+	if err != nil {
+		return fail("open directory", err)
+	}
+	at := int(parent.Fd())
+	if h.Typeflag == tar.TypeDir {
+		return u.makeDirectory(h, parent, dir, base)
+	}
+	if err := makeRoom(at, base); err != nil {
+		return fail("replace", err)
+	}
+	switch h.Typeflag {
+	case tar.TypeReg, tar.TypeGNUSparse, '\x00', tar.TypeCont:
+		return u.regular(ctx, h, at, base)
+	case tar.TypeLink:
+		if err := u.hardlink(h.Linkname, at, base); err != nil {
+			return fail("link", err)
+		}
+		return nil
+	case tar.TypeSymlink:
+		if h.Linkname == "" {
+			return fail("symlink", fmt.Errorf("%w: it has no target", ErrArchive))
+		}
+		if err := unix.Symlinkat(h.Linkname, at, base); err != nil {
+			return fail("symlink", err)
+		}
+	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		mode := uint32(unix.S_IFIFO)
+		switch h.Typeflag {
+		case tar.TypeChar:
+			mode = unix.S_IFCHR
+		case tar.TypeBlock:
+			mode = unix.S_IFBLK
+		}
+		if err := unix.Mknodat(at, base, mode|0o600, int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))); err != nil {
+			return fail("mknod", err)
+		}
+	default:
+		return fail("entry", fmt.Errorf("%w: unknown type %q", ErrArchive, h.Typeflag))
+	}
+	node, err := openNode(at, base, unix.O_PATH)
+	if err != nil {
+		return fail("open", err)
+	}
+	defer func() { _ = node.Close() }()
+	if err := setAttributes(node, h); err != nil {
+		return fail("set attributes", err)
+	}
+	return nil
+}
+
+func openNode(at int, name string, flags int) (*os.File, error) {
+	fd, err := unix.Openat(at, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// makeRoom removes what an earlier entry left under a name. A directory that has
+// entries stays, and is an error.
+func makeRoom(at int, base string) error {
+	err := unix.Unlinkat(at, base, 0)
+	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) {
+		err = unix.Unlinkat(at, base, unix.AT_REMOVEDIR)
+	}
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+func (u *untar) makeDirectory(h *tar.Header, parent *os.File, dir, base string) error {
+	at := int(parent.Fd())
+	fail := func(err error) error { return fmt.Errorf("unpack %q: mkdir: %w", shorten(h.Name), err) }
+	err := unix.Mkdirat(at, base, 0o700)
+	if errors.Is(err, unix.EEXIST) {
+		var st unix.Stat_t
+		if err := unix.Fstatat(at, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fail(err)
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			if err := unix.Unlinkat(at, base, 0); err != nil {
+				return fail(err)
+			}
+			err = unix.Mkdirat(at, base, 0o700)
+		} else {
+			err = nil
+		}
+		if err != nil {
+			return fail(err)
+		}
+	} else if err != nil {
+		return fail(err)
+	}
+	made, err := openNode(at, base, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return fail(err)
+	}
+	err = u.directory(h, made, path.Join(dir, base))
+	if err != nil {
+		_ = made.Close()
+		return err
+	}
+	// Its entries come next, most likely.
+	u.forget()
+	u.parent, u.parentPath = made, path.Join(dir, base)
+	return nil
+}
+
+func (u *untar) directory(h *tar.Header, dir *os.File, name string) error {
+	if err := setAttributes(dir, h); err != nil {
+		return fmt.Errorf("unpack %q: set attributes: %w", shorten(h.Name), err)
+	}
+	if len(u.dirs) < maxDirTimes {
+		u.dirs = append(u.dirs, dirTime{path: name, mtime: timespec(h.ModTime), atime: timespec(h.AccessTime)})
+	}
+	return nil
+}
+
+func (u *untar) hardlink(target string, at int, base string) error {
+	dir, name, err := split(target)
+	if err != nil {
+		return err
+	}
+	holder, err := sys.OpenIn(int(u.root.Fd()), dir, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return fmt.Errorf("%w: its target %q does not exist", ErrArchive, shorten(target))
+	}
+	defer func() { _ = holder.Close() }()
+	err = unix.Linkat(int(holder.Fd()), name, at, base, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("%w: its target %q does not exist", ErrArchive, shorten(target))
+	}
+	return err
+}
+
+func (u *untar) regular(ctx context.Context, h *tar.Header, at int, base string) error {
+	fail := func(what string, err error) error {
+		return fmt.Errorf("unpack %q: %s: %w", shorten(h.Name), what, err)
+	}
+	fd, err := unix.Openat(at, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fail("create", err)
+	}
+	file := os.NewFile(uintptr(fd), base)
+	defer func() { _ = file.Close() }()
+	if h.Size > 0 {
+		sparse := &sparseWriter{f: file}
+		for {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			n, err := io.ReadFull(u.tr, u.buf[:min(int64(len(u.buf)), max(h.Size, 1))])
+			if n > 0 {
+				if _, werr := sparse.Write(u.buf[:n]); werr != nil {
+					return fail("write", werr)
+				}
+			}
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if errors.Is(err, io.ErrUnexpectedEOF) && sparse.off == h.Size {
+				break
+			}
+			if err != nil {
+				return archiveError("unpack %q", shorten(h.Name), err)
+			}
+		}
+		if err := sparse.finish(); err != nil {
+			return fail("write", err)
+		}
+	}
+	if err := setAttributes(file, h); err != nil {
+		return fail("set attributes", err)
+	}
+	return nil
+}
+
+// finish gives directories the times that making their entries has changed.
+func (u *untar) finish() error {
+	for i := len(u.dirs) - 1; i >= 0; i-- {
+		d := u.dirs[i]
+		f, err := sys.OpenHow(int(u.root.Fd()), d.path, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW})
+		if err != nil {
+			continue // replaced by a later entry
+		}
+		err = unix.UtimesNanoAt(unix.AT_FDCWD, sys.FDPath(f), []unix.Timespec{d.atime, d.mtime}, 0)
+		_ = f.Close()
+		if err != nil {
+			return fmt.Errorf("unpack %q: set times: %w", shorten(d.path), err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,173 @@
+package transfer
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
+)
+
+// defaultKeyrings are the keyrings of the host; the first that exists is used.
+func defaultKeyrings() []string {
+	if path := os.Getenv("SYSTEMD_OPENPGP_KEYRING"); path != "" {
+		return []string{path}
+	}
+	return []string{
+		"/etc/systemd/import-pubring.pgp", "/etc/systemd/import-pubring.gpg",
+		"/usr/lib/systemd/import-pubring.pgp", "/usr/lib/systemd/import-pubring.gpg",
+	}
+}
+
+// checksums is what a checksum file says: SHA256 by file name.
+type checksums map[string][sha256.Size]byte
+
+// parseChecksums reads the output of sha256sum(1). A line that breaks its format
+// is an error, so that nothing is passed over that was meant.
+func parseChecksums(data []byte) (checksums, error) {
+	sums := checksums{}
+	lines := bufio.NewScanner(bytes.NewReader(data))
+	for n := 1; lines.Scan(); n++ {
+		line := strings.TrimSuffix(lines.Text(), "\r")
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if len(line) < 2*sha256.Size+3 || line[2*sha256.Size] != ' ' || (line[2*sha256.Size+1] != ' ' && line[2*sha256.Size+1] != '*') {
+			return nil, fmt.Errorf("%w: line %d of the checksum file is malformed", ErrVerification, n)
+		}
+		var sum [sha256.Size]byte
+		if _, err := hex.Decode(sum[:], []byte(line[:2*sha256.Size])); err != nil {
+			return nil, fmt.Errorf("%w: line %d of the checksum file is malformed", ErrVerification, n)
+		}
+		name := strings.TrimPrefix(line[2*sha256.Size+2:], "./")
+		if old, ok := sums[name]; ok && old != sum {
+			return nil, fmt.Errorf("%w: the checksum file has two sums for %q", ErrVerification, name)
+		}
+		sums[name] = sum
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("%w: checksum file: %w", ErrVerification, err)
+	}
+	return sums, nil
+}
+
+// check compares the sum of a file with what the checksum file says.
+func (c checksums) check(name string, sum [sha256.Size]byte) error {
+	want, ok := c[name]
+	if !ok {
+		return fmt.Errorf("%w: the checksum file has no entry for %q", ErrVerification, name)
+	}
+	if want != sum {
+		return fmt.Errorf("%w: SHA256 checksum of %q is %x, the checksum file says %x", ErrVerification, name, sum, want)
+	}
+	return nil
+}
+
+// fetchChecksums fetches the checksum file for a URL and, where that is asked
+// for, checks its signature. It returns nil when nothing is to be verified.
+func (e *engine) fetchChecksums(ctx context.Context, c *client, name string) (checksums, error) {
+	if e.Verify == VerifyNo {
+		return nil, nil
+	}
+	var data []byte
+	var used string
+	for _, file := range []string{name + ".sha256", "SHA256SUMS"} {
+		u, err := beside(e.Remote, file)
+		if err != nil {
+			return nil, err
+		}
+		data, err = e.fetchSmall(ctx, c, u)
+		if err == nil {
+			used = file
+			break
+		}
+		if !notFound(err) {
+			return nil, err
+		}
+	}
+	if used == "" {
+		return nil, fmt.Errorf("%w: no checksum file beside %s", ErrVerification, e.Remote)
+	}
+	if e.Verify == VerifySignature {
+		if err := e.fetchSignature(ctx, c, used, data); err != nil {
+			return nil, err
+		}
+	}
+	return parseChecksums(data)
+}
+
+func (e *engine) fetchSignature(ctx context.Context, c *client, name string, signed []byte) error {
+	suffixes := []string{".asc", ".gpg", ".sig"}
+	if name == "SHA256SUMS" {
+		suffixes = []string{".gpg", ".asc", ".sig"}
+	}
+	for _, suffix := range suffixes {
+		u, err := beside(e.Remote, name+suffix)
+		if err != nil {
+			return err
+		}
+		signature, err := e.fetchSmall(ctx, c, u)
+		if notFound(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := checkSignature(e.Keyrings, signed, signature); err != nil {
+			return err
+		}
+		e.logf(Info, "Signature verification succeeded.")
+		return nil
+	}
+	return fmt.Errorf("%w: no signature for %q beside %s", ErrVerification, name, e.Remote)
+}
+
+// checkSignature checks a detached signature, armoured or not, by the keys in
+// the first keyring that exists.
+func checkSignature(keyrings []string, signed, signature []byte) error {
+	if keyrings == nil {
+		keyrings = defaultKeyrings()
+	}
+	keys, err := loadKeyring(keyrings)
+	if err != nil {
+		return err
+	}
+	if bytes.HasPrefix(bytes.TrimSpace(signature), []byte("-----BEGIN")) {
+		_, err = openpgp.CheckArmoredDetachedSignature(keys, bytes.NewReader(signed), bytes.NewReader(signature), nil)
+	} else {
+		_, err = openpgp.CheckDetachedSignature(keys, bytes.NewReader(signed), bytes.NewReader(signature), nil)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: signature: %w", ErrVerification, err)
+	}
+	return nil
+}
+
+func loadKeyring(paths []string) (openpgp.EntityList, error) {
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: keyring: %w", ErrVerification, err)
+		}
+		var keys openpgp.EntityList
+		if bytes.HasPrefix(bytes.TrimSpace(data), []byte("-----BEGIN")) {
+			keys, err = openpgp.ReadArmoredKeyRing(bytes.NewReader(data))
+		} else {
+			keys, err = openpgp.ReadKeyRing(bytes.NewReader(data))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: keyring %q: %w", ErrVerification, path, err)
+		}
+		return keys, nil
+	}
+	return nil, fmt.Errorf("%w: no keyring: none of %s exists", ErrVerification, strings.Join(paths, ", "))
+}
