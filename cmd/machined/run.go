@@ -113,7 +113,7 @@ func run(ctx context.Context, cfg config, log *logrus.Logger) error {
 		Images:    images,
 		Authority: authority,
 		Log:       log,
-		BindsDir:  filepath.Join(cfg.runDir, "binds"),
+		BindsDir:  bindsDir(cfg),
 		OwnUID:    uint32(os.Geteuid()),
 	})
 	if err := srv.Export(ctx); err != nil {
@@ -198,6 +198,14 @@ func startEnabled(ctx context.Context, own *cgroup.Backend, reg *registry.Regist
 func isBooted() bool {
 	st, err := os.Lstat("/run/systemd/system")
 	return err == nil && st.IsDir()
+}
+
+// bindsDir is where binds into machines are remembered.
+func bindsDir(cfg config) string {
+	if cfg.user {
+		return filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "machined/binds")
+	}
+	return filepath.Join(cfg.runDir, "binds")
 }
 
 func spawnerPath(flag string) string {
