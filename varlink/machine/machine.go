@@ -78,8 +78,9 @@ type Config struct {
 	OwnUID uint32
 	// RunDir is /run, or $XDG_RUNTIME_DIR of a user's own instance.
 	RunDir string
-	// Listeners are sockets that the service manager has bound for
-	// io.systemd.Machine (file descriptor name "varlink"); none: bind it here.
+	// Listeners are sockets that the service manager has bound (file descriptor
+	// name "varlink"): for io.systemd.Machine, and, as a sequential packet
+	// socket, for the NSS module. What is not among them is bound here.
 	Listeners []net.Listener
 }
 
@@ -191,10 +192,14 @@ func (s *Services) bind() (sockets []socket, nssListener *net.UnixListener, err 
 			return sockets, nil, fmt.Errorf("use socket %q of the service manager: not a unix socket", l.Addr())
 		}
 		unixListener.SetUnlinkOnClose(false)
+		if unixListener.Addr().Network() == "unixpacket" {
+			nssListener = unixListener
+			continue
+		}
 		sockets = append(sockets, socket{unixListener, s.server})
 	}
 	main := run("systemd/machine/io.systemd.Machine")
-	if len(s.cfg.Listeners) == 0 {
+	if len(sockets) == 0 {
 		if err := add(main, s.server); err != nil {
 			return sockets, nil, err
 		}
@@ -224,6 +229,9 @@ func (s *Services) bind() (sockets []socket, nssListener *net.UnixListener, err 
 	}
 	if err := add(run("systemd/resolve.hook/io.systemd.Machine"), s.newServer(s.hook.Interface())); err != nil {
 		return sockets, nil, err
+	}
+	if nssListener != nil {
+		return sockets, nssListener, nil
 	}
 	nssListener, err = nss.Listen(run("systemd/machine/nss"))
 	return sockets, nssListener, err
