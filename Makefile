@@ -1,0 +1,67 @@
+# machined: build, install and test. `make help` lists the targets.
+PREFIX   ?= /usr
+DESTDIR  ?=
+GO       ?= go
+CC       ?= cc
+FUZZTIME ?= 5s
+BENCH    ?= .
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+PROGRAMS  = machined machinectl importctl machine-spawn machine-importd
+MULTIARCH ?= $(shell $(CC) -print-multiarch 2>/dev/null)
+INSTALL   = DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" MULTIARCH="$(MULTIARCH)" BIN="$(CURDIR)/bin" sh scripts/install.sh
+
+export CGO_ENABLED = 0
+
+.PHONY: all build nss install uninstall demo test test-unit test-root integration bench fuzz lint man clean help $(PROGRAMS)
+
+all: build
+
+build: $(PROGRAMS) nss ## build every program and the NSS module into bin/
+
+$(PROGRAMS):
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/$@ ./cmd/$@
+
+nss: ## build libnss_mymachines.so.2
+	@mkdir -p bin
+	@$(MAKE) --no-print-directory -C nss OUT=$(CURDIR)/bin CC="$(CC)"
+
+install: ## install over stock's programs (DESTDIR=, PREFIX=/usr); on Debian stock's are diverted
+	@$(INSTALL) install
+
+uninstall: ## remove what install has put there, and bring stock's back
+	@$(INSTALL) uninstall
+
+demo: ## boot a Debian system as a machine and show it around (root)
+	@scripts/demo.sh
+
+test: ## every test: unit, root, booted hosts (root)
+	@scripts/test.sh root integration
+
+test-unit: ## tests that need nothing
+	@scripts/test.sh unit
+
+test-root: ## tests that need root
+	@scripts/test.sh root
+
+integration: ## tests in booted hosts (root)
+	@scripts/test.sh integration
+
+bench: build ## benchmarks, beside stock where there is one (BENCH=regexp)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+	$(GO) test -tags integration -timeout 60m -run '^$$' -bench '$(BENCH)' -v ./tests/bench/...
+
+fuzz: ## every fuzz target for FUZZTIME each
+	@scripts/fuzz.sh $(FUZZTIME)
+
+lint: ## gofmt, vet, golangci-lint where it is installed, shellcheck
+	@scripts/lint.sh
+
+man: ## check the man pages with mandoc
+	@for page in man/*.[1-8]; do mandoc -T lint -W warning "$$page" || exit 1; done
+
+clean: ## remove what was built
+	rm -rf bin
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,65 @@
+#!/bin/sh
+# scripts/test.sh unit|root|integration...: runs the named kinds of tests and counts them.
+# unit: as whoever runs it; what needs root is skipped and says so. root: the same as root, where
+# nothing may be skipped for lack of it. integration: booted hosts. Under CI (REQUIRE_ALL=1) a skip
+# fails the test that skips. At the end nothing may be left on the machine. RACE=1 adds -race.
+set -eu
+cd "$(dirname "$0")/.."
+
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+status=0
+race=
+if [ -n "${RACE:-}" ]; then
+	race=-race
+	export CGO_ENABLED=1
+fi
+
+# run NAME ARG...: go test with its events kept; failures are shown whole, passes by package.
+run() {
+	name=$1
+	shift
+	echo "== $name tests"
+	set +e
+	go test $race -json "$@" >"$out/$name.json" 2>"$out/$name.err"
+	code=$?
+	set -e
+	go run ./tests/summary <"$out/$name.json" || code=1
+	cat "$out/$name.err" >&2
+	[ "$code" -eq 0 ] || status=1
+}
+
+need_root() {
+	[ "$(id -u)" -eq 0 ] || {
+		echo "test: $1 tests need root; make test-unit runs without" >&2
+		exit 1
+	}
+}
+
+scripts/leftovers.sh | sort >"$out/before"
+for kind in "$@"; do
+	case $kind in
+	unit) run unit ./... ;;
+	root)
+		need_root root
+		run root ./...
+		;;
+	integration)
+		need_root integration
+		make -s build
+		run integration -tags integration -count=1 -timeout 60m ./tests/...
+		;;
+	*)
+		echo "test: no tests are called $kind" >&2
+		exit 2
+		;;
+	esac
+done
+scripts/leftovers.sh | sort >"$out/after"
+if left=$(diff "$out/before" "$out/after" | grep '^>'); then
+	echo "test: left behind on this machine:" >&2
+	echo "$left" >&2
+	status=1
+fi
+cat "$out"/*.json | go run ./tests/summary -total || status=1
+exit "$status"
