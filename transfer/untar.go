@@ -23,6 +23,8 @@ const maxDirTimes = 500_000
 // as if root were "/", so that no entry can reach outside of it. A later entry
 // replaces an earlier one of the same name. progress is told of each piece written.
 func Untar(ctx context.Context, r io.Reader, root *os.File) error {
+	tail := &tailReader{r: r}
+	r = tail
 	u := &untar{root: root, tr: tar.NewReader(r), buf: make([]byte, 256<<10)}
 	defer u.forget()
 	entries := 0
@@ -49,7 +51,32 @@ func Untar(ctx context.Context, r io.Reader, root *os.File) error {
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return archiveError("read archive after entry %d", entries, err)
 	}
+	if tail.zeros < tarBlock {
+		return fmt.Errorf("%w: it ends too early, after entry %d: no end mark", ErrArchive, entries)
+	}
 	return u.finish()
+}
+
+// tarBlock is the unit of an archive; at least one that is all zero ends it.
+const tarBlock = 512
+
+// tailReader counts the zeros at the end of what has been read.
+type tailReader struct {
+	r     io.Reader
+	zeros int64
+}
+
+func (t *tailReader) Read(b []byte) (int, error) {
+	n, err := t.r.Read(b)
+	i := n
+	for i > 0 && b[i-1] == 0 {
+		i--
+	}
+	if i > 0 {
+		t.zeros = 0
+	}
+	t.zeros += int64(n - i)
+	return n, err
 }
 
 // archiveError keeps the errors of the system as they are and calls all others a bad archive.
