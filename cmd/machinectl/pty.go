@@ -7,8 +7,10 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"time"
 
 	godbus "github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"machined/dbus/machine1"
@@ -108,7 +110,7 @@ func (a *app) forward(ctx context.Context, name string, fd godbus.UnixFD, signal
 	}
 	a.info("Connected to %s. Press ^] three times within 1s to exit session.", where)
 	if !term.IsTerminal(0) {
-		stdin, err := stdinWithEnd()
+		stdin, err := stdinWithEnd(master)
 		if err != nil {
 			return err
 		}
@@ -153,10 +155,30 @@ func (a *app) forward(ctx context.Context, name string, fd godbus.UnixFD, signal
 	return nil
 }
 
+// endInterval is how often the end of input is repeated; startLimit how long
+// input waits for somebody to take the terminal.
+const (
+	endInterval = 500 * time.Millisecond
+	startLimit  = 2 * time.Second
+)
+
+// awaitReader waits until a process has made the terminal its own: input that
+// comes earlier is thrown away when the terminal is set up. The kernel has no
+// event for it.
+func awaitReader(master *os.File) {
+	poll := time.NewTicker(10 * time.Millisecond)
+	defer poll.Stop()
+	for end := time.Now().Add(startLimit); time.Now().Before(end); <-poll.C {
+		if group, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPGRP); err == nil && group != 0 {
+			return
+		}
+	}
+}
+
 // stdinWithEnd is standard input followed by the character that ends a
 // terminal's input, and then silence: what runs in the machine sees the end of
 // its input, and its last output is not cut off.
-func stdinWithEnd() (*os.File, error) {
+func stdinWithEnd(master *os.File) (*os.File, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, cli.Because("Failed to create pipe", err)
@@ -165,6 +187,7 @@ func stdinWithEnd() (*os.File, error) {
 		// At a line's start one end-of-file character ends the input; within a
 		// line the first only sends what was typed (termios(3), VEOF).
 		buffer, end := make([]byte, 4096), "\x04"
+		awaitReader(master)
 		for {
 			n, err := os.Stdin.Read(buffer)
 			if n > 0 {
@@ -175,9 +198,16 @@ func stdinWithEnd() (*os.File, error) {
 					end = "\x04\x04"
 				}
 			}
-			if err != nil {
-				_, _ = w.WriteString(end)
-				return
+			if err == nil {
+				continue
+			}
+			// What is started on the terminal may flush its input first, so the end
+			// is said again until the other side has gone; nothing tells when.
+			for again := time.NewTicker(endInterval); ; <-again.C {
+				if _, err := w.WriteString(end); err != nil {
+					return
+				}
+				end = "\x04"
 			}
 		}
 	}()

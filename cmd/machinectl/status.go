@@ -217,15 +217,23 @@ func (a *app) journal(ctx context.Context, s *machineStatus) []byte {
 	if err != nil {
 		return nil
 	}
-	args := []string{"--no-pager", "--quiet", "--unit=" + s.Unit, "--lines=" + decimal(a.opts.lines), "--output=" + a.opts.output}
-	if s.Timestamp > 0 {
-		args = append(args, "--since=@"+strconv.FormatUint(s.Timestamp/1e6, 10))
+	args := []string{"--no-pager", "--quiet", "--lines=" + decimal(a.opts.lines), "--output=" + a.opts.output}
+	// By the run of the unit: --since with --lines means the first lines to
+	// older journalctl.
+	if id, err := a.bus.UnitProperty(ctx, s.Unit, "Unit", "InvocationID"); err == nil {
+		if raw, ok := id.([]byte); ok && len(raw) > 0 {
+			text := hex.EncodeToString(raw)
+			args = append(args, "_SYSTEMD_INVOCATION_ID="+text, "+", "INVOCATION_ID="+text)
+		}
+	}
+	if args[len(args)-1] == "--output="+a.opts.output {
+		args = append(args, "--unit="+s.Unit)
 	}
 	columns := a.term.Width
 	if a.opts.full || a.page().Paged || !a.term.OutTTY {
-		args = append(args, "--full")
+		args = append([]string{"--full"}, args...)
 	} else {
-		args = append(args, "--no-full")
+		args = append([]string{"--no-full"}, args...)
 	}
 	journal := exec.CommandContext(ctx, path, args...)
 	journal.Env = append(os.Environ(), "COLUMNS="+strconv.Itoa(columns))

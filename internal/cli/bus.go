@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	godbus "github.com/godbus/dbus/v5"
@@ -135,6 +136,9 @@ func IsUnsupported(err error) bool {
 	switch ErrorName(err) {
 	case dbus.ErrorUnknownMethod, dbus.ErrorUnknownInterface, dbus.ErrorUnknownObject:
 		return true
+	case dbus.ErrorAccessDenied:
+		// The bus itself refuses what stock's policy does not list.
+		return strings.HasPrefix(Reason(err), "Rejected send message")
 	}
 	return false
 }
