@@ -45,7 +45,7 @@ files() {
 	echo "link systemd-machined.service $lib/system/dbus-org.freedesktop.machine1.service"
 	echo "link systemd-importd.service $lib/system/dbus-org.freedesktop.import1.service"
 	echo "link ../machines.target $lib/system/multi-user.target.wants/machines.target"
-	for wanted in systemd-machined.socket systemd-importd.socket; do
+	for wanted in systemd-machined.socket systemd-machined-nss.socket systemd-importd.socket; do
 		[ ! -e "$top/units/systemd/$wanted" ] ||
 			echo "link ../$wanted $lib/system/sockets.target.wants/$wanted"
 	done
@@ -135,7 +135,7 @@ tell() {
 	systemctl daemon-reload
 	systemctl reload dbus.service 2>/dev/null || systemctl reload dbus-broker.service 2>/dev/null || true
 	systemctl try-restart systemd-machined.service systemd-importd.service 2>/dev/null || true
-	[ ! -e "$PREFIX/lib/systemd/system/systemd-machined.socket" ] || systemctl start systemd-machined.socket || true
+	[ ! -e "$PREFIX/lib/systemd/system/systemd-machined.socket" ] || systemctl start systemd-machined.socket systemd-machined-nss.socket || true
 }
 
 case ${1:-} in
@@ -151,7 +151,7 @@ install)
 	fi
 	;;
 uninstall)
-	! live || systemctl stop systemd-machined.socket 2>/dev/null || true
+	! live || systemctl stop systemd-machined.socket systemd-machined-nss.socket 2>/dev/null || true
 	files | while read -r _ _ dst; do
 		rm -f "$DESTDIR$dst"
 		undivert "$dst"
