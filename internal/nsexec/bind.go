@@ -25,8 +25,8 @@ var ErrSharedMounts = errors.New("machine has no mount namespace of its own")
 
 // Mount binds a host directory or file into the running machine whose leader is
 // p, and returns the ID of the new mount (statx(2), stx_mnt_id). Where the
-// machine has a user namespace of its own the mount is mapped through it, so
-// that owners look the same inside as on the host.
+// machine has a user namespace of its own and the file system can do it, the
+// mount is mapped through it, so that owners look the same inside as outside.
 func Mount(p *sys.Process, b Bind) (mountID uint64, err error) {
 	same, err := sys.SameNamespace(0, p.PID(), "mnt")
 	if err != nil {
@@ -115,9 +115,13 @@ func cloneTree(p *sys.Process, b Bind) (tree *os.File, isDir bool, err error) {
 	idmap := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &idmap); err != nil {
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
-			err = unix.EOPNOTSUPP
+			// A file system that can't map owners (overlayfs, most network
+			// ones), or a mount that is mapped already: its files stay as
+			// they are, and root's show as nobody's inside, as with a bind
+			// mount that the spawner makes without idmap.
+			return tree, isDir, nil
 		}
-		return tree, isDir, fmt.Errorf("map owners of %q into the machine's user namespace (its file system may not support that): %w", b.Source, err)
+		return tree, isDir, fmt.Errorf("map owners of %q into the machine's user namespace: %w", b.Source, os.NewSyscallError("mount_setattr", err))
 	}
 	return tree, isDir, nil
 }

@@ -70,9 +70,12 @@ func (c *copier) entry(sdir int, sname string, ddir int, dname, rel string) erro
 
 // beneath opens one element below a directory.
 func beneath(dir int, name string, flags int) (int, error) {
+	if flags&unix.O_PATH == 0 {
+		flags |= unix.O_NOCTTY // openat2(2) refuses it beside O_PATH
+	}
 	for {
 		fd, err := unix.Openat2(dir, name, &unix.OpenHow{
-			Flags:   uint64(flags | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NOCTTY),
+			Flags:   uint64(flags | unix.O_CLOEXEC | unix.O_NOFOLLOW),
 			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 		})
 		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
