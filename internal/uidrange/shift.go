@@ -62,7 +62,7 @@ func Shift(ctx context.Context, rootfd int, base uint32) error {
 			return fmt.Errorf("shift ownership: mark root: %w", os.NewSyscallError("fchown", err))
 		}
 	}
-	s := &shifter{base: base, dev: st.Dev}
+	s := &shifter{base: base, dev: uint64(st.Dev)} // narrower on some architectures
 	s.cond = sync.NewCond(&s.mu)
 	dup, err := unix.FcntlInt(uintptr(rootfd), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
@@ -228,7 +228,7 @@ func (s *shifter) entry(dir int, name string) error {
 
 // descend queues a directory, or walks it at once when many are waiting.
 func (s *shifter) descend(fd int, name string, st unix.Stat_t) error {
-	if st.Dev != s.dev {
+	if uint64(st.Dev) != s.dev {
 		// a subvolume: it may be a read-only one
 		var vfs unix.Statfs_t
 		if err := unix.Fstatfs(fd, &vfs); err != nil || vfs.Flags&unix.ST_RDONLY != 0 || apiFS(int64(vfs.Type)) {
