@@ -49,10 +49,15 @@ func (s *Server) authorizeAs(ctx context.Context, c *dbus.Call, action string, d
 	if creds.UID == 0 || creds.UID == s.ownUID || owned != nil && owned.UID == creds.UID {
 		return nil
 	}
+	return s.ask(ctx, c, action, d, interactive)
+}
+
+// ask puts the question to the authority. Where there is none, the answer is no.
+func (s *Server) ask(ctx context.Context, c *dbus.Call, action string, d details, interactive bool) error {
 	if s.auth == nil {
 		return dbus.Errorf(dbus.ErrorAccessDenied, "Access denied")
 	}
-	err = s.auth.Check(ctx, c.Sender, machine1.BusName+"."+action, d.fields(), interactive)
+	err := s.auth.Check(ctx, c.Sender, machine1.BusName+"."+action, d.fields(), interactive)
 	switch {
 	case err == nil:
 		return nil

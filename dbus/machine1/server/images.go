@@ -304,7 +304,11 @@ func (s *Server) setPoolLimit(ctx context.Context, c *dbus.Call, _ any) ([]any, 
 	if err := s.authorize(ctx, c, actionManage, details{"verb", "set_pool_limit"}); err != nil {
 		return nil, err
 	}
-	return nil, s.images.SetPoolLimit(ctx, c.Uint64(0))
+	err := s.images.SetPoolLimit(ctx, c.Uint64(0))
+	if errors.Is(err, image.ErrNotSupported) {
+		return nil, notSupported("Quota is only supported on btrfs.")
+	}
+	return nil, err
 }
 
 func (s *Server) cleanPool(ctx context.Context, c *dbus.Call, _ any) ([]any, error) {
