@@ -29,7 +29,18 @@ func (r *Registry) Register(ctx context.Context, req CreateRequest) (Machine, er
 	if err != nil {
 		return Machine{}, fmt.Errorf("find unit of process %d: %w", req.Leader.PID(), err)
 	}
-	return r.add(ctx, req, unitName, subgroup, false)
+	return r.add(ctx, req, unitName, lastingSubgroup(subgroup), false)
+}
+
+// lastingSubgroup is the subgroup to keep for a machine. A spawner that was
+// started in the "supervisor" part of its unit (DelegateSubgroup= of
+// systemd-nspawn@.service) registers before it moves the leader next door: the
+// machine then is the whole unit.
+func lastingSubgroup(subgroup string) string {
+	if subgroup == "supervisor" {
+		return ""
+	}
+	return subgroup
 }
 
 // unitOf returns the unit of a process and the cgroup below it. A process that

@@ -47,6 +47,7 @@ func (r *Registry) restore(ctx context.Context, name string) {
 		_ = r.files.remove(&m)
 		return
 	}
+	m.Subgroup = lastingSubgroup(m.Subgroup)
 	e := &entry{m: m, gone: make(chan struct{}), check: make(chan struct{}, 1)}
 	e.leader = r.reopen(&m, &e.m.Leader)
 	e.supervisor = r.reopen(&m, &e.m.Supervisor)

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"machined/internal/unit"
 )
 
 func request(t testing.TB, name string) (CreateRequest, func()) {
@@ -281,5 +279,12 @@ func TestSharedUnit(t *testing.T) {
 	if _, err := os.Lstat(reg.files.path("unit:app.service")); err == nil {
 		t.Error("a shared unit has a link")
 	}
-	_ = unit.Slice
+}
+
+func TestLastingSubgroup(t *testing.T) {
+	for in, want := range map[string]string{"": "", "payload": "payload", "supervisor": "", "app": "app"} {
+		if got := lastingSubgroup(in); got != want {
+			t.Errorf("lastingSubgroup(%q) = %q, want %q", in, got, want)
+		}
+	}
 }

@@ -81,6 +81,8 @@ func (b *Backend) Close() {
 	b.notify.close()
 	b.wg.Wait()
 	b.watch.close()
+	// The kernel keeps it while it holds anything.
+	_ = unix.Rmdir(filepath.Join(b.cfg.Tree.Root, unit.Slice))
 }
 
 // CgroupPrefix is "": machine.slice is at the root of the tree.
