@@ -43,17 +43,18 @@ func lastingSubgroup(subgroup string) string {
 	return subgroup
 }
 
-// unitOf returns the unit of a process and the cgroup below it. A process that
-// is in no unit has the slice that it is in; "" where the tree holds no units.
+// unitOf returns the unit of a process and the cgroup below it; "" for a
+// process that is in no unit.
 func (r *Registry) unitOf(pid int) (unitName, subgroup string, err error) {
 	path, err := sys.CgroupOf(pid)
 	if err != nil {
 		return "", "", err
 	}
 	unitName, subgroup, err = unit.OfCgroup(path, r.cfg.Backend.CgroupPrefix())
-	if err != nil {
-		// A cgroup that some other manager has made. The machine then lives
-		// and ends with its leader alone.
+	if err != nil || strings.HasSuffix(unitName, ".slice") {
+		// A cgroup that some other manager has made, or a slice, which holds
+		// much that is not the machine's and must never be stopped or killed
+		// for it. The machine then lives and ends with its leader alone.
 		return "", "", nil
 	}
 	return unitName, subgroup, nil

@@ -175,7 +175,7 @@ func (r *Registry) Terminate(ctx context.Context, name string) error {
 	switch {
 	case ownsUnit(&e.m):
 		err = r.cfg.Backend.Stop(ctx, e.m.Unit)
-	case e.supervisor != nil:
+	case e.supervisor != nil && e.supervisor.Alive():
 		err = signal(e.supervisor, unix.SIGTERM)
 	case e.m.Unit == "" && e.leader != nil:
 		err = signal(e.leader, unix.SIGTERM)
