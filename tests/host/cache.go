@@ -1,0 +1,113 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// CacheDir is where trees are kept between runs; outside the source tree.
+func CacheDir() string {
+	if d := os.Getenv("MACHINED_TEST_CACHE"); d != "" {
+		return d
+	}
+	return "/var/cache/machined-tests"
+}
+
+// staleAfter is how long a tree of an old recipe is kept after its last use.
+const staleAfter = 14 * 24 * time.Hour
+
+// ensure returns the tree of a recipe, made if the cache has none. Processes
+// that want the same tree wait for the first of them.
+func ensure(ctx context.Context, r recipe) (string, error) {
+	dir := CacheDir()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, r.name()+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", os.NewSyscallError("flock", err)
+	}
+	tree := filepath.Join(dir, r.name())
+	if _, err := os.Stat(tree); err == nil {
+		now := time.Now()
+		return tree, os.Chtimes(tree, now, now)
+	}
+	prune(dir, r)
+	tmp := tree + ".new"
+	if err := os.RemoveAll(tmp); err != nil {
+		return "", err
+	}
+	if err := bootstrap(ctx, r, tmp); err != nil {
+		return "", errors.Join(fmt.Errorf("build tree %q: %w", r.name(), err), os.RemoveAll(tmp))
+	}
+	return tree, os.Rename(tmp, tree)
+}
+
+func bootstrap(ctx context.Context, r recipe, dir string) error {
+	debs := filepath.Join(CacheDir(), "debs-"+string(r.suite))
+	if err := os.MkdirAll(debs, 0o755); err != nil {
+		return err
+	}
+	log, err := os.Create(filepath.Join(CacheDir(), r.name()+".log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	steps := [][]string{
+		{"debootstrap", "--variant=minbase", "--cache-dir=" + debs, "--include=" + strings.Join(r.packages, ","), string(r.suite), dir, mirror()},
+		{"chroot", dir, "/bin/sh", "-ec", r.script},
+	}
+	for _, argv := range steps {
+		// Namespaces of its own, so that nothing it mounts or leaves running stays.
+		argv = append([]string{"--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"}, argv...)
+		cmd := exec.CommandContext(ctx, "unshare", argv...)
+		cmd.Stdout, cmd.Stderr = log, log
+		cmd.Env = append(os.Environ(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C")
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("%s (log: %s): %w", argv[6], log.Name(), err)
+		}
+	}
+	return nil
+}
+
+// prune removes trees of other recipes of the same kind that nobody has used for long.
+func prune(dir string, r recipe) {
+	old, _ := filepath.Glob(filepath.Join(dir, r.kind+"-"+string(r.suite)+"-*"))
+	for _, o := range old {
+		if info, err := os.Stat(o); err == nil && info.IsDir() && time.Since(info.ModTime()) > staleAfter {
+			os.RemoveAll(o)
+		}
+	}
+}
+
+// Prepare makes the trees of the given suites, all at once; Boot would make
+// them one after another.
+func Prepare(ctx context.Context, suites ...Suite) error {
+	errs := make(chan error)
+	for _, s := range suites {
+		go func() {
+			_, err := ensure(ctx, osRecipe(s))
+			if err == nil {
+				_, err = ensure(ctx, hostRecipe(s))
+			}
+			errs <- err
+		}()
+	}
+	var all error
+	for range suites {
+		all = errors.Join(all, <-errs)
+	}
+	return all
+}

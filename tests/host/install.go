@@ -1,0 +1,69 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+)
+
+// layers are the product's layers that this process has made, one per suite.
+// The files are the same for all hosts of a process, and removed with it.
+var layers struct {
+	mu   sync.Mutex
+	dir  map[Suite]string
+	hold []*reaper // kept so that their pipes stay open
+}
+
+// productLayer is an overlay layer with the product installed over a base by
+// `make install`, as a packager would with DESTDIR.
+func productLayer(ctx context.Context, suite Suite, base string) (string, error) {
+	layers.mu.Lock()
+	defer layers.mu.Unlock()
+	if dir := layers.dir[suite]; dir != "" {
+		return dir, nil
+	}
+	top, err := sourceTree()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(workDir(), fmt.Sprintf("product-%d-%s", os.Getpid(), suite))
+	r, err := startReaper(reapSpec{Dir: dir})
+	if err != nil {
+		return "", err
+	}
+	for _, d := range []string{"upper", "work", "root"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return "", errors.Join(err, r.finish())
+		}
+	}
+	script := `mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$2/root"
+exec make -s -C "$3" install DESTDIR="$2/root" PREFIX=/usr`
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "install", base, dir, top)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", errors.Join(fmt.Errorf("make install: %w\n%s", err, out), r.finish())
+	}
+	if layers.dir == nil {
+		layers.dir = map[Suite]string{}
+	}
+	upper := filepath.Join(dir, "upper")
+	layers.dir[suite], layers.hold = upper, append(layers.hold, r)
+	return upper, nil
+}
+
+// sourceTree is the top of the source tree that this file was built from.
+func sourceTree() (string, error) {
+	if top := os.Getenv("MACHINED_SOURCE"); top != "" {
+		return top, nil
+	}
+	_, file, _, ok := runtime.Caller(0)
+	if !ok || !strings.HasSuffix(file, "/tests/host/install.go") || !filepath.IsAbs(file) {
+		return "", fmt.Errorf("find the source tree: built from %q; set MACHINED_SOURCE", file)
+	}
+	return filepath.Dir(filepath.Dir(filepath.Dir(file))), nil
+}

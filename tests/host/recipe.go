@@ -1,0 +1,115 @@
+package host
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// Suite is the Debian release of a host.
+type Suite string
+
+// The releases that the product has to work on, and their systemd versions.
+const (
+	Bookworm Suite = "bookworm" // systemd 252
+	Trixie   Suite = "trixie"   // systemd 257
+)
+
+// Suites lists every release, oldest first.
+var Suites = []Suite{Bookworm, Trixie}
+
+// recipe says how to make a tree. Its text is the key of the tree in the cache:
+// a change of it makes a new tree.
+type recipe struct {
+	kind     string
+	suite    Suite
+	packages []string
+	script   string // run with chroot in the finished tree
+}
+
+// hostPackages are what a host has installed; the programs of the suites too.
+var hostPackages = []string{
+	"systemd", "systemd-sysv", "systemd-container", "dbus", "polkitd", "libnss-mymachines",
+	"libnss-systemd", "libpam-systemd", "iproute2", "iputils-ping", "nftables", "procps", "psmisc",
+	"util-linux", "less", "sudo", "btrfs-progs", "squashfs-tools", "strace", "curl", "jq", "expect",
+	"python3", "python3-dbus", "xz-utils", "zstd", "bzip2", "busybox-static", "ca-certificates",
+	"socat", "gpg", "gdisk", "dosfstools", "rsync", "openssh-client",
+}
+
+// osPackages are what a container tree has installed.
+var osPackages = []string{
+	"systemd", "systemd-sysv", "dbus", "iproute2", "libpam-systemd", "procps", "passwd",
+}
+
+// trim drops what no test reads, so that copies of a tree are cheap.
+const trim = `
+rm -rf /var/cache/apt/* /var/lib/apt/lists/* /usr/share/locale/* /usr/share/doc/* /usr/share/man/* \
+	/usr/share/info/* /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/log/*
+mkdir -p /var/log/journal
+`
+
+// hostScript makes a minbase tree a host: networkd so that machines get
+// addresses, a user without rights, and no unit that cannot work in namespaces.
+const hostScript = trim + `
+useradd -m -s /bin/bash alice
+useradd -m -s /bin/bash bob
+usermod -aG users alice
+systemctl enable systemd-networkd.service
+systemctl mask systemd-networkd-wait-online.service systemd-firstboot.service \
+	systemd-udevd.service systemd-udev-trigger.service systemd-udevd-control.socket \
+	systemd-udevd-kernel.socket systemd-modules-load.service systemd-tmpfiles-setup-dev.service \
+	systemd-tmpfiles-setup-dev-early.service kmod-static-nodes.service \
+	apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
+	console-getty.service getty.target modprobe@.service systemd-sysctl.service
+sed -i 's/^hosts:.*/hosts: files mymachines dns myhostname/' /etc/nsswitch.conf
+rm -f /etc/machine-id /var/lib/dbus/machine-id
+`
+
+// osScript makes a minbase tree a machine that boots fast and gets an address.
+const osScript = trim + `
+systemctl enable systemd-networkd.service
+systemctl mask systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgrade.timer \
+	dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
+rm -f /etc/machine-id /var/lib/dbus/machine-id /etc/hostname
+passwd -d root
+`
+
+func hostRecipe(s Suite) recipe {
+	p := hostPackages
+	if s != Bookworm {
+		p = append(append([]string(nil), p...), "systemd-resolved")
+	}
+	return recipe{kind: "host", suite: s, packages: p, script: hostScript}
+}
+
+func osRecipe(s Suite) recipe {
+	return recipe{kind: "os", suite: s, packages: osPackages, script: osScript}
+}
+
+// name is the recipe's folder in the cache.
+func (r recipe) name() string {
+	sum := sha256.Sum256([]byte(r.kind + "\n" + string(r.suite) + "\n" + strings.Join(r.packages, ",") + "\n" + r.script))
+	return fmt.Sprintf("%s-%s-%s", r.kind, r.suite, hex.EncodeToString(sum[:6]))
+}
+
+// mirror is the Debian mirror of this machine, so that tests use what apt uses.
+func mirror() string {
+	if m := os.Getenv("MACHINED_TEST_MIRROR"); m != "" {
+		return m
+	}
+	for _, f := range []string{"/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"} {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(data)) {
+			fields := strings.Fields(line)
+			if len(fields) >= 2 && (fields[0] == "URIs:" || fields[0] == "deb") && strings.HasPrefix(fields[1], "http") {
+				return fields[1]
+			}
+		}
+	}
+	return "http://deb.debian.org/debian"
+}
