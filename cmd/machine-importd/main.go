@@ -91,10 +91,13 @@ func serve(log *logrus.Logger, idle time.Duration) error {
 		idle = 1<<63 - 1
 	}
 	// Idle or asked to end: both are good ends.
-	_ = srv.WaitIdle(running, idle)
+	idled := srv.WaitIdle(running, idle) == nil
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 	if lost.Err() == nil {
 		_ = srv.ReleaseName(context.WithoutCancel(ctx))
+	}
+	if idled {
+		srv.Drain() // what came in just before the name was given back
 	}
 	srv.Close()
 	if lost.Err() != nil {

@@ -162,6 +162,13 @@ func (s *Server) WaitIdle(ctx context.Context, span time.Duration) error {
 	}
 }
 
+// Drain waits for the calls and transfers that are under way. No new call comes
+// once the name has been given back, but by the connection's unique name.
+func (s *Server) Drain() {
+	s.tree.Wait()
+	s.workers.Wait()
+}
+
 // Close ends all transfers and waits for their workers.
 func (s *Server) Close() {
 	for _, t := range s.list() {
