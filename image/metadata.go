@@ -36,7 +36,7 @@ func (s *Store) Metadata(ctx context.Context, name string) (Metadata, error) {
 	fail := func(err error) (Metadata, error) {
 		return Metadata{}, fmt.Errorf("read metadata of image %q: %w", name, err)
 	}
-	if img.Type != TypeDirectory && img.Type != TypeSubvolume {
+	if img.Type == TypeMStack {
 		return fail(ErrNotSupported)
 	}
 	if !img.IsHost() {
@@ -46,15 +46,22 @@ func (s *Store) Metadata(ctx context.Context, name string) (Metadata, error) {
 		}
 		defer lock.Close()
 	}
+	if img.Type == TypeRaw || img.Type == TypeBlock {
+		m, err := rawMetadata(img.Path)
+		if err != nil {
+			return fail(err)
+		}
+		return m, nil
+	}
 	root, err := os.Open(img.Path)
 	if err != nil {
 		return fail(err)
 	}
 	defer func() { _ = root.Close() }()
-	return readMetadata(int(root.Fd()))
+	return readMetadata(int(root.Fd())), nil
 }
 
-func readMetadata(root int) (Metadata, error) {
+func readMetadata(root int) Metadata {
 	var m Metadata
 	if data, err := readIn(root, "etc/hostname"); err == nil {
 		m.Hostname = parseHostname(data)
@@ -75,7 +82,7 @@ func readMetadata(root int) (Metadata, error) {
 		}
 		break
 	}
-	return m, nil
+	return m
 }
 
 // readIn reads a small regular file below root, as the image sees it.

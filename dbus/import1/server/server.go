@@ -269,6 +269,12 @@ func (s *Server) finish(t *running, err error) {
 		log = log.WithError(err)
 	}
 	log.Info("Transfer ended")
+	if err != nil {
+		// A worker that was killed could not clean up.
+		if err := s.cfg.Stores[t.req.Class].CleanTemporary(); err != nil {
+			log.WithError(err).Warn("Leftovers not removed")
+		}
+	}
 	s.emit(import1.ManagerPath, import1.ManagerInterface, "TransferRemoved", t.id, import1.TransferPath(t.id), result)
 	select {
 	case s.idle <- struct{}{}:
