@@ -6,9 +6,10 @@ CC       ?= cc
 FUZZTIME ?= 5s
 BENCH    ?= .
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+BIN      ?= $(CURDIR)/bin
 PROGRAMS  = machined machinectl importctl machine-spawn machine-importd
 MULTIARCH ?= $(shell $(CC) -print-multiarch 2>/dev/null)
-INSTALL   = DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" MULTIARCH="$(MULTIARCH)" BIN="$(CURDIR)/bin" sh scripts/install.sh
+INSTALL   = DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" MULTIARCH="$(MULTIARCH)" BIN="$(BIN)" sh scripts/install.sh
 
 export CGO_ENABLED = 0
 

@@ -43,8 +43,12 @@ func productLayer(ctx context.Context, suite Suite, base string) (string, error)
 		}
 	}
 	script := `mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$2/root"
-exec make -s -C "$3" install DESTDIR="$2/root" PREFIX=/usr`
-	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "install", base, dir, top)
+exec make -s -C "$3" install DESTDIR="$2/root" PREFIX=/usr BIN="$4"`
+	bin := os.Getenv("MACHINED_TEST_BIN") // programs of another build than the tree's
+	if bin == "" {
+		bin = filepath.Join(top, "bin")
+	}
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "install", base, dir, top, bin)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", errors.Join(fmt.Errorf("make install: %w\n%s", err, out), r.finish())
 	}
