@@ -1,0 +1,58 @@
+package transfer
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
+)
+
+func TestCheckSignature(t *testing.T) {
+	old := &packet.Config{Time: func() time.Time { return time.Now().Add(-48 * time.Hour) }, KeyLifetimeSecs: 3600}
+	key, err := openpgp.NewEntity("test", "", "test@example.org", nil)
+	must(t, err)
+	other, err := openpgp.NewEntity("other", "", "other@example.org", nil)
+	must(t, err)
+	expired, err := openpgp.NewEntity("old", "", "old@example.org", old)
+	must(t, err)
+	ring := filepath.Join(t.TempDir(), "ring.pgp")
+	var keys bytes.Buffer
+	must(t, key.Serialize(&keys))
+	must(t, expired.Serialize(&keys))
+	must(t, os.WriteFile(ring, keys.Bytes(), 0o644))
+	signed := []byte("sums\n")
+	sign := func(by *openpgp.Entity, data []byte, config *packet.Config, armored bool) []byte {
+		var out bytes.Buffer
+		if armored {
+			must(t, openpgp.ArmoredDetachSign(&out, by, bytes.NewReader(data), config))
+		} else {
+			must(t, openpgp.DetachSign(&out, by, bytes.NewReader(data), config))
+		}
+		return out.Bytes()
+	}
+	for _, test := range []struct {
+		name      string
+		rings     []string
+		signature []byte
+		ok        bool
+	}{
+		{"good", []string{ring}, sign(key, signed, nil, false), true},
+		{"good, armoured", []string{"/nonexistent", ring}, sign(key, signed, nil, true), true},
+		{"unknown key", []string{ring}, sign(other, signed, nil, false), false},
+		{"another file", []string{ring}, sign(key, []byte("other"), nil, false), false},
+		{"expired key", []string{ring}, sign(expired, signed, old, false), false},
+		{"rubbish", []string{ring}, []byte("rubbish"), false},
+		{"empty", []string{ring}, nil, false},
+		{"no keyring", []string{"/nonexistent"}, sign(key, signed, nil, false), false},
+	} {
+		err := checkSignature(test.rings, signed, test.signature)
+		if (err == nil) != test.ok || (err != nil && !errors.Is(err, ErrVerification)) {
+			t.Errorf("%s: %v, want ok %v", test.name, err, test.ok)
+		}
+	}
+}
