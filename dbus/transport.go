@@ -155,8 +155,8 @@ func (w *wire) attach(msg *godbus.Message) []int {
 	n := min(int(count), len(w.fds))
 	fds := w.fds[:n:n]
 	w.fds = w.fds[n:]
-	if n == 0 {
-		w.fds = nil
+	if len(w.fds) == 0 {
+		w.fds = nil // the array behind it is the caller's now
 	}
 	for i, value := range msg.Body {
 		msg.Body[i] = replaceFDs(value, fds)
