@@ -324,3 +324,19 @@ func FuzzTyped(f *testing.F) {
 		_, _ = dbus.Typed(godbus.MakeVariantWithSignature([]any{}, parsed))
 	})
 }
+
+// TestInvokePassesInteractive: the caller's leave to ask a person arrives.
+func TestInvokePassesInteractive(t *testing.T) {
+	client, server := serve(t, dbus.Method{Name: "Interactive", In: dbus.Args("s text"), Out: dbus.Args("b may"), Handler: func(_ context.Context, c *dbus.Call, _ any) ([]any, error) {
+		return []any{c.Interactive}, nil
+	}})
+	for _, want := range []bool{true, false} {
+		var got bool
+		err := dbus.Invoke(t.Context(), client, dbus.Request{
+			Service: server.Names()[0], Path: testPath, Interface: testName, Method: "Interactive", Interactive: want,
+		}, "x").Store(&got)
+		if err != nil || got != want {
+			t.Errorf("Interactive: %t: got %t, %v", want, got, err)
+		}
+	}
+}

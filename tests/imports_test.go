@@ -43,7 +43,7 @@ var layers = []layer{
 	// A transfer ends as an image, under the names, locks and temporary names that the store has.
 	{packages: "transfer/...", may: []string{"transfer/...", "image", "internal/..."}, noBus: true},
 
-	{packages: "dbus/machine1"},
+	{packages: "dbus/machine1", may: []string{"dbus"}},
 	{packages: "dbus/import1"},
 	{packages: "dbus", may: []string{"internal/..."}},
 	{packages: "dbus/systemd1", may: []string{"dbus", "internal/..."}},

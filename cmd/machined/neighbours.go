@@ -42,7 +42,7 @@ func serveNeighbours(ctx context.Context, cfg config, reg *registry.Registry, sr
 		base = os.Getenv("XDG_RUNTIME_DIR")
 	}
 	services := machine.New(machine.Config{
-		Registry: reg, Images: images, Authority: authority, Terminals: srv, Binds: srv.Binds(),
+		Registry: reg, Images: images, Authority: authority, Terminals: srv, Binds: srv.Binds(), Net: srv.Net(),
 		Log: log, Version: version, User: cfg.user, OwnUID: uint32(os.Geteuid()),
 		RunDir: filepath.Clean(base), Listeners: listeners,
 	})

@@ -5,6 +5,8 @@ import (
 	"os"
 
 	godbus "github.com/godbus/dbus/v5"
+
+	"machined/dbus"
 )
 
 // Client calls machined. Its methods have the names of the bus methods, and
@@ -19,40 +21,32 @@ type Client struct {
 // NewClient returns a client on conn.
 func NewClient(conn *godbus.Conn) *Client { return &Client{conn: conn, Interactive: true} }
 
-func (c *Client) call(ctx context.Context, iface, member string, args ...any) *godbus.Call {
-	var flags godbus.Flags
-	if c.Interactive {
-		flags |= godbus.FlagAllowInteractiveAuthorization
-	}
-	return c.conn.Object(BusName, ManagerPath).CallWithContext(ctx, iface+"."+member, flags, args...)
+func (c *Client) call(ctx context.Context, path godbus.ObjectPath, iface, member string, args ...any) *godbus.Call {
+	return dbus.Invoke(ctx, c.conn, dbus.Request{
+		Service: BusName, Path: path, Interface: iface, Method: member, Interactive: c.Interactive,
+	}, args...)
 }
 
 // Manager calls a method of the Manager and stores its answer in ret, which are
 // pointers to the method's out arguments.
 func (c *Client) Manager(ctx context.Context, member string, args []any, ret ...any) error {
-	return c.call(ctx, ManagerInterface, member, args...).Store(ret...)
+	return c.call(ctx, ManagerPath, ManagerInterface, member, args...).Store(ret...)
 }
 
 // Own calls a method of org.machined.Manager1.
 func (c *Client) Own(ctx context.Context, member string, args []any, ret ...any) error {
-	return c.call(ctx, OwnManagerInterface, member, args...).Store(ret...)
+	return c.call(ctx, ManagerPath, OwnManagerInterface, member, args...).Store(ret...)
 }
 
 // OwnMachine calls a method of org.machined.Machine1 on a machine.
 func (c *Client) OwnMachine(ctx context.Context, machine, member string, args []any, ret ...any) error {
-	var flags godbus.Flags
-	if c.Interactive {
-		flags |= godbus.FlagAllowInteractiveAuthorization
-	}
-	return c.conn.Object(BusName, MachinePath(machine)).
-		CallWithContext(ctx, OwnMachineInterface+"."+member, flags, args...).Store(ret...)
+	return c.call(ctx, MachinePath(machine), OwnMachineInterface, member, args...).Store(ret...)
 }
 
 // Properties returns all properties of one interface of the object at path.
 func (c *Client) Properties(ctx context.Context, path godbus.ObjectPath, iface string) (map[string]godbus.Variant, error) {
 	var out map[string]godbus.Variant
-	err := c.conn.Object(BusName, path).
-		CallWithContext(ctx, "org.freedesktop.DBus.Properties.GetAll", 0, iface).Store(&out)
+	err := c.call(ctx, path, "org.freedesktop.DBus.Properties", "GetAll", iface).Store(&out)
 	return out, err
 }
 

@@ -21,54 +21,11 @@ const (
 	askTimeout  = 2 * time.Minute
 )
 
-// Target says which bus to speak to.
-type Target struct {
-	Host    string // -H: [USER@]HOST[:PORT][/CONTAINER]
-	Machine string // -M: a container on this host
-	User    bool   // the caller's own bus
-}
-
-// Local says that the bus is this host's.
-func (t Target) Local() bool { return t.Host == "" && t.Machine == "" }
-
-// Connect opens the bus. Its error is a whole message.
-func (t Target) Connect(ctx context.Context) (*godbus.Conn, error) {
-	var conn *godbus.Conn
-	var err error
-	scope, way := "system", ""
-	switch {
-	case t.Host != "":
-		conn, err = connectHost(ctx, t.Host)
-		way = " via SSH transport"
-	case t.Machine != "" && t.Machine != ".host":
-		conn, err = connectMachine(ctx, t.Machine)
-		way = " via machine transport"
-	case t.User:
-		scope = "user"
-		conn, err = dbus.ConnectSession(ctx)
-		way = " via local transport"
-	default:
-		conn, err = dbus.ConnectSystem(ctx)
-		way = " via local transport"
-	}
-	if err != nil {
-		return nil, Failf("Failed to connect to %s scope bus%s: %s", scope, way, Reason(err))
-	}
-	return conn, nil
-}
-
 // Bus makes the calls of one run of a client.
 type Bus struct {
 	Conn *godbus.Conn
 	// Ask lets a service ask the person for a password (polkit(8)).
 	Ask bool
-}
-
-func (b *Bus) flags() godbus.Flags {
-	if b.Ask {
-		return godbus.FlagAllowInteractiveAuthorization
-	}
-	return 0
 }
 
 // Call makes one call with an ordinary deadline and stores its results.
@@ -84,18 +41,9 @@ func (b *Bus) Call(ctx context.Context, o Object, method string, args []any, res
 
 // CallSlow is Call without a deadline, for work that may take long.
 func (b *Bus) CallSlow(ctx context.Context, o Object, method string, args []any, results ...any) error {
-	// Made by hand: godbus' own calls drop the flag that lets polkit ask.
-	msg := &godbus.Message{Type: godbus.TypeMethodCall, Flags: b.flags(), Body: args, Headers: map[godbus.HeaderField]godbus.Variant{
-		godbus.FieldDestination: godbus.MakeVariant(o.Service),
-		godbus.FieldPath:        godbus.MakeVariant(o.Path),
-		godbus.FieldInterface:   godbus.MakeVariant(o.Interface),
-		godbus.FieldMember:      godbus.MakeVariant(method),
-	}}
-	if len(args) > 0 {
-		msg.Headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(args...))
-	}
-	call := b.Conn.SendWithContext(ctx, msg, make(chan *godbus.Call, 1))
-	<-call.Done
+	call := dbus.Invoke(ctx, b.Conn, dbus.Request{
+		Service: o.Service, Path: o.Path, Interface: o.Interface, Method: method, Interactive: b.Ask,
+	}, args...)
 	if call.Err != nil {
 		return call.Err
 	}

@@ -6,11 +6,10 @@ package mapped
 
 import (
 	"errors"
-	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
+	"machined/internal/nsexec"
 	"machined/internal/sys"
 	"machined/registry"
 )
@@ -55,13 +54,7 @@ type Entry struct {
 type Directory struct {
 	Machines Machines
 	// ReadMap reads the map of a leader; nil: from /proc.
-	ReadMap func(leader registry.Process, kind Kind) ([]Range, error)
-}
-
-// Range is one line of uid_map or gid_map: Length ids from Inner on are the
-// host's from Outer on.
-type Range struct {
-	Inner, Outer, Length uint32
+	ReadMap func(leader registry.Process, kind Kind) (nsexec.IDMap, error)
 }
 
 // ByID returns the entry of a host id.
@@ -98,16 +91,15 @@ func (d *Directory) FromMachine(m registry.Machine, kind Kind, inner uint32) (ui
 	if inner == invalidID {
 		return 0, ErrNotFound
 	}
-	ranges, err := d.read(m.Leader, kind)
+	ids, err := d.read(m.Leader, kind)
 	if err != nil {
 		return 0, err
 	}
-	for _, r := range ranges {
-		if inner >= r.Inner && uint64(inner) < uint64(r.Inner)+uint64(r.Length) {
-			return r.Outer + (inner - r.Inner), nil
-		}
+	outer, ok := ids.Outer(inner)
+	if !ok {
+		return 0, ErrNotFound
 	}
-	return 0, ErrNotFound
+	return outer, nil
 }
 
 // ToMachine finds the container that maps the host's id, and the id there.
@@ -117,20 +109,18 @@ func (d *Directory) ToMachine(kind Kind, id uint32) (registry.Machine, uint32, e
 		if m.Class != registry.ClassContainer {
 			continue
 		}
-		ranges, err := d.read(m.Leader, kind)
+		ids, err := d.read(m.Leader, kind)
 		if err != nil {
 			continue // it has just ended
 		}
-		for _, r := range ranges {
-			if r.Outer != 0 && id >= r.Outer && uint64(id) < uint64(r.Outer)+uint64(r.Length) {
-				return m, r.Inner + (id - r.Outer), nil
-			}
+		if inner, ok := ids.Inner(id); ok {
+			return m, inner, nil
 		}
 	}
 	return registry.Machine{}, 0, ErrNotFound
 }
 
-func (d *Directory) read(leader registry.Process, kind Kind) ([]Range, error) {
+func (d *Directory) read(leader registry.Process, kind Kind) (nsexec.IDMap, error) {
 	if leader.PID <= 0 {
 		return nil, ErrNotFound
 	}
@@ -142,7 +132,7 @@ func (d *Directory) read(leader registry.Process, kind Kind) ([]Range, error) {
 
 // readMap reads the map while the leader is pinned, so that it is not that of
 // a later process with its PID.
-func readMap(leader registry.Process, kind Kind) ([]Range, error) {
+func readMap(leader registry.Process, kind Kind) (nsexec.IDMap, error) {
 	proc, err := sys.OpenProcess(leader.PID)
 	if err != nil {
 		return nil, err
@@ -151,35 +141,10 @@ func readMap(leader registry.Process, kind Kind) ([]Range, error) {
 	if leader.FDID != 0 && proc.FDID() != 0 && proc.FDID() != leader.FDID {
 		return nil, ErrNotFound
 	}
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(leader.PID) + "/" + string(kind) + "id_map")
-	if err != nil {
-		return nil, fmt.Errorf("read id map of process %d: %w", leader.PID, err)
+	if kind == Group {
+		return nsexec.GroupMap(proc)
 	}
-	if !proc.Alive() {
-		return nil, ErrNotFound
-	}
-	return ParseMap(string(data))
-}
-
-// ParseMap parses the text of uid_map or gid_map.
-func ParseMap(text string) ([]Range, error) {
-	var out []Range
-	for line := range strings.Lines(text) {
-		fields := strings.Fields(line)
-		if len(fields) != 3 {
-			return nil, fmt.Errorf("parse id map: line %q has %d fields, not 3", line, len(fields))
-		}
-		var n [3]uint32
-		for i, field := range fields {
-			v, err := strconv.ParseUint(field, 10, 32)
-			if err != nil {
-				return nil, fmt.Errorf("parse id map: line %q: %w", line, err)
-			}
-			n[i] = uint32(v)
-		}
-		out = append(out, Range{n[0], n[1], n[2]})
-	}
-	return out, nil
+	return nsexec.UserMap(proc)
 }
 
 func named(kind Kind, machine string, id, inner uint32) (Entry, error) {

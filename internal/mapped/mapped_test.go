@@ -2,8 +2,10 @@ package mapped
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
+	"machined/internal/nsexec"
 	"machined/registry"
 )
 
@@ -34,7 +36,9 @@ func directory() *Directory {
 			{Name: "two-part", Class: registry.ClassContainer, Leader: registry.Process{PID: 12}},
 			{Name: "qemu", Class: registry.ClassVM, Leader: registry.Process{PID: 13}},
 		},
-		ReadMap: func(p registry.Process, _ Kind) ([]Range, error) { return ParseMap(maps[p.PID]) },
+		ReadMap: func(p registry.Process, _ Kind) (nsexec.IDMap, error) {
+			return nsexec.ParseIDMap(strings.NewReader(maps[p.PID]))
+		},
 	}
 }
 
@@ -82,12 +86,6 @@ func TestByNameRefuses(t *testing.T) {
 			t.Errorf("name %q: got %+v, %v; want not found", name, e, err)
 		}
 	}
-}
-
-func FuzzParseMap(f *testing.F) {
-	f.Add("         0     524288      65536\n")
-	f.Add("0 0 4294967295\n1 2 3\n")
-	f.Fuzz(func(_ *testing.T, text string) { _, _ = ParseMap(text) })
 }
 
 func FuzzParseName(f *testing.F) {

@@ -1,5 +1,5 @@
 // Package nsexec acts inside a machine's namespaces: pseudo terminals, its
-// bus socket, its addresses, os-release, root directory, id maps, bind mounts
+// bus socket, os-release, root directory, id maps, bind mounts
 // and copies. It never runs a program of the machine, never trusts what lies in
 // it, and never leaves its root. It knows nothing of D-Bus, of the registry or
 // of who asks.

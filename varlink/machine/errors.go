@@ -9,6 +9,7 @@ import (
 
 	"machined/image"
 	"machined/internal/mapped"
+	"machined/internal/netaddr"
 	"machined/internal/nsexec"
 	"machined/polkit"
 	"machined/registry"
@@ -49,7 +50,7 @@ var errorNames = []struct {
 	{registry.ErrNotSupported, errNotSupported},
 	{registry.ErrAccess, varlink.ErrorPermissionDenied},
 	{registry.ErrTooMany, errTooManyOperations},
-	{nsexec.ErrNoPrivateNetwork, errNoPrivateNetworking},
+	{netaddr.ErrSharedNamespace, errNoPrivateNetworking},
 	{nsexec.ErrSharedMounts, errNotSupported},
 	{mapped.ErrNotFound, errNoSuchUser},
 	{polkit.ErrInteractionRequired, varlink.ErrorInteractiveAuthRequired},

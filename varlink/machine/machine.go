@@ -69,6 +69,7 @@ type Config struct {
 	Authority Authority // nil: nobody but root and OwnUID
 	Terminals Terminals // nil: modes login and shell are not supported
 	Binds     Binds
+	Net       *netaddr.Cache // nil: a cache of the services' own
 	Log       logrus.FieldLogger
 	Version   string
 
@@ -89,6 +90,7 @@ type Services struct {
 	cfg    Config
 	log    logrus.FieldLogger
 	net    *netaddr.Cache
+	ownNet bool // net is nobody else's
 	ids    *mapped.Directory
 	names  *nss.Directory
 	hook   *resolve.Hook
@@ -110,9 +112,12 @@ func New(cfg Config) *Services {
 	if cfg.Binds == nil {
 		cfg.Binds = nsexec.NewBinds(filepath.Join(cfg.RunDir, "machined/binds"))
 	}
-	cache := &netaddr.Cache{}
+	ownNet := cfg.Net == nil
+	if ownNet {
+		cfg.Net = &netaddr.Cache{}
+	}
 	s := &Services{
-		cfg: cfg, log: cfg.Log, net: cache, names: nss.NewDirectory(cfg.Registry, cache),
+		cfg: cfg, log: cfg.Log, net: cfg.Net, ownNet: ownNet, names: nss.NewDirectory(cfg.Registry, cfg.Net),
 		copies: make(chan struct{}, maxCopies),
 	}
 	s.ids = s.names.IDs
@@ -158,7 +163,9 @@ func (s *Services) Serve(ctx context.Context, ready func()) error {
 		return err
 	}
 	s.cfg.Registry.Notify(listener{s})
-	defer s.net.Close()
+	if s.ownNet {
+		defer s.net.Close()
+	}
 	if ready != nil {
 		ready()
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"machined/internal/mapped"
+	"machined/internal/nsexec"
 	"machined/registry"
 	"machined/varlink"
 )
@@ -31,8 +32,8 @@ func (t table) List() []registry.Machine { return t }
 func TestRecords(t *testing.T) {
 	ids := &mapped.Directory{
 		Machines: table{{Name: "deb", Class: registry.ClassContainer, Leader: registry.Process{PID: 10}}},
-		ReadMap: func(registry.Process, mapped.Kind) ([]mapped.Range, error) {
-			return []mapped.Range{{Inner: 0, Outer: 524288, Length: 65536}}, nil
+		ReadMap: func(registry.Process, mapped.Kind) (nsexec.IDMap, error) {
+			return nsexec.IDMap{{Inside: 0, Outside: 524288, Count: 65536}}, nil
 		},
 	}
 	server := varlink.NewServer(varlink.Config{Log: logrus.New(), Interfaces: []varlink.Interface{Interface(ids)}})

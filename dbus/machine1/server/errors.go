@@ -6,6 +6,7 @@ import (
 
 	"machined/dbus"
 	"machined/dbus/machine1"
+	"machined/internal/netaddr"
 	"machined/internal/nsexec"
 	"machined/polkit"
 	"machined/registry"
@@ -25,7 +26,7 @@ var errorNames = []struct {
 	{registry.ErrTooMany, dbus.ErrorLimitsExceeded},
 	{polkit.ErrInteractionRequired, dbus.ErrorInteractiveAuthorizationRequired},
 	{polkit.ErrDenied, dbus.ErrorAccessDenied},
-	{nsexec.ErrNoPrivateNetwork, machine1.ErrorNoPrivateNetworking},
+	{netaddr.ErrSharedNamespace, machine1.ErrorNoPrivateNetworking},
 	{nsexec.ErrSharedMounts, dbus.ErrorNotSupported},
 	{nsexec.ErrNoSuchBind, dbus.ErrorFileNotFound},
 }

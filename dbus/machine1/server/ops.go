@@ -11,6 +11,7 @@ import (
 
 	"machined/dbus"
 	"machined/dbus/machine1"
+	"machined/internal/netaddr"
 	"machined/internal/nsexec"
 	"machined/internal/sys"
 	"machined/registry"
@@ -68,20 +69,17 @@ func (s *Server) withLeader(m *registry.Machine, f func(p *sys.Process) error) e
 const maxAddresses = 4096
 
 func (s *Server) machineAddresses(m *registry.Machine) ([]machine1.Address, error) {
-	var found []nsexec.Address
+	var found []netaddr.Address
 	var err error
 	switch m.Class {
 	case registry.ClassHost:
-		found, err = nsexec.HostAddresses()
+		found, err = netaddr.Host()
 	case registry.ClassContainer:
-		err = s.withLeader(m, func(p *sys.Process) error {
-			found, err = nsexec.Addresses(p)
-			return err
-		})
+		found, err = s.net.Addresses(m.Leader.PID, m.Leader.FDID)
 	default:
 		return nil, notSupported("Requesting IP address data is only supported on container machines.")
 	}
-	if errors.Is(err, nsexec.ErrNoPrivateNetwork) {
+	if errors.Is(err, netaddr.ErrSharedNamespace) {
 		return nil, dbus.Errorf(machine1.ErrorNoPrivateNetworking, "Machine %s does not use private networking", m.Name)
 	}
 	if err != nil {
@@ -89,7 +87,11 @@ func (s *Server) machineAddresses(m *registry.Machine) ([]machine1.Address, erro
 	}
 	out := make([]machine1.Address, min(len(found), maxAddresses))
 	for i := range out {
-		out[i] = machine1.Address{Family: int32(found[i].Family), Bytes: found[i].Bytes}
+		family := unix.AF_INET6
+		if found[i].IP.Is4() {
+			family = unix.AF_INET
+		}
+		out[i] = machine1.Address{Family: int32(family), Bytes: found[i].IP.AsSlice()}
 	}
 	return out, nil
 }

@@ -16,6 +16,8 @@ import (
 
 	"machined/dbus"
 	"machined/dbus/machine1"
+	"machined/internal/mapped"
+	"machined/internal/netaddr"
 	"machined/internal/nsexec"
 	"machined/internal/sys"
 	"machined/registry"
@@ -52,6 +54,8 @@ type Config struct {
 	Log       logrus.FieldLogger
 	// BindsDir keeps what was bound into machines; "" is /run/machined/binds.
 	BindsDir string
+	// Net tells the addresses of machines; nil: a cache of the server's own.
+	Net *netaddr.Cache
 	// OwnUID is the user whom a user's own instance serves without asking
 	// polkit; root for the system's.
 	OwnUID uint32
@@ -66,6 +70,8 @@ type Server struct {
 	auth   Authority
 	log    logrus.FieldLogger
 	binds  *nsexec.Binds
+	net    *netaddr.Cache
+	ids    *mapped.Directory
 	ownUID uint32
 	copies chan struct{}
 }
@@ -81,7 +87,11 @@ func New(cfg Config) *Server {
 	if cfg.BindsDir == "" {
 		cfg.BindsDir = "/run/machined/binds"
 	}
+	if cfg.Net == nil {
+		cfg.Net = &netaddr.Cache{}
+	}
 	return &Server{
+		net: cfg.Net, ids: &mapped.Directory{Machines: cfg.Registry},
 		conn: cfg.Conn, reg: cfg.Registry, images: cfg.Images, auth: cfg.Authority, log: cfg.Log,
 		binds: nsexec.NewBinds(cfg.BindsDir), ownUID: cfg.OwnUID, copies: make(chan struct{}, maxCopies),
 	}
@@ -132,6 +142,7 @@ func (s *Server) MachineAdded(m registry.Machine) { s.emit("MachineNew", m.Name)
 // MachineRemoved sends MachineRemoved.
 func (s *Server) MachineRemoved(m registry.Machine) {
 	s.emit("MachineRemoved", m.Name)
+	s.net.Forget(m.Leader.PID, m.Leader.FDID)
 	if err := s.binds.Forget(m.Name); err != nil {
 		s.log.WithField("machine", m.Name).WithError(err).Warn("cannot drop list of bind mounts")
 	}

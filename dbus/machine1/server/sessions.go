@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"machined/dbus"
+	"machined/internal/netaddr"
 	"machined/internal/nsexec"
 	"machined/registry"
 )
@@ -14,16 +14,8 @@ import (
 // OpenLogin opens a terminal with a login prompt for a caller that has been
 // authorised already; machined's varlink services use it.
 func (s *Server) OpenLogin(ctx context.Context, m registry.Machine) (*nsexec.PTY, error) {
-	pty, err := s.newPTY(&m)
-	if err != nil {
-		return nil, domain(err)
-	}
-	unit := fmt.Sprintf("container-getty@%d.service", pty.Number)
-	if err := s.manager(ctx, &m, "StartUnit", unit, "replace"); err != nil {
-		pty.Close()
-		return nil, domain(err)
-	}
-	return pty, nil
+	pty, err := s.login(ctx, &m)
+	return pty, domain(err)
 }
 
 // OpenShell is OpenMachineShell for callers that are not on the bus: it checks
@@ -31,32 +23,8 @@ func (s *Server) OpenLogin(ctx context.Context, m registry.Machine) (*nsexec.PTY
 func (s *Server) OpenShell(ctx context.Context, m registry.Machine, user, path string, args, environment []string,
 	authorize func(user, program, commandLine string) error,
 ) (*nsexec.PTY, error) {
-	r, err := parseShell(&dbus.Call{Args: []any{user, path, args, environment}})
-	if err != nil {
-		return nil, domain(err)
-	}
-	words := strings.Join(r.args, " ")
-	if r.script {
-		words = ""
-	}
-	if err := authorize(r.user, r.path, words); err != nil {
-		return nil, err
-	}
-	pty, err := s.newPTY(&m)
-	if err != nil {
-		return nil, domain(err)
-	}
-	peer, err := pty.Peer()
-	if err == nil {
-		unit := fmt.Sprintf("container-shell@%d.service", pty.Number)
-		err = s.manager(ctx, &m, "StartTransientUnit", unit, "fail", r.properties(pty, peer), []auxUnit{})
-		_ = peer.Close()
-	}
-	if err != nil {
-		pty.Close()
-		return nil, domain(err)
-	}
-	return pty, nil
+	pty, err := s.shell(ctx, &m, user, path, args, environment, authorize)
+	return pty, domain(err)
 }
 
 // domain gives errors that only have a name on the bus the sentinel that it
@@ -77,3 +45,7 @@ func domain(err error) error {
 // Binds is the record of what has been bound into machines, which all who bind
 // must share.
 func (s *Server) Binds() *nsexec.Binds { return s.binds }
+
+// Net is where the addresses of machines are asked for, with one socket per
+// machine for all who ask.
+func (s *Server) Net() *netaddr.Cache { return s.net }

@@ -49,11 +49,7 @@ func (s *Server) openPTY(ctx context.Context, c *dbus.Call, m registry.Machine) 
 	if err := s.authorizeOwner(ctx, c, &m, hostAction(&m, "open-pty"), details{"machine", m.Name}); err != nil {
 		return nil, err
 	}
-	pty, err := s.newPTY(&m)
-	if err != nil {
-		return nil, err
-	}
-	return []any{pty.Master, pty.Path}, nil
+	return passed(s.newPTY(&m))
 }
 
 // manager calls a method of the machine's service manager, or of the host's.
@@ -88,16 +84,29 @@ func (s *Server) openLogin(ctx context.Context, c *dbus.Call, m registry.Machine
 	if err := s.authorizeOwner(ctx, c, &m, hostAction(&m, "login"), d); err != nil {
 		return nil, err
 	}
-	pty, err := s.newPTY(&m)
+	return passed(s.login(ctx, &m))
+}
+
+// passed is the reply that hands a terminal out.
+func passed(pty *nsexec.PTY, err error) ([]any, error) {
+	if err != nil {
+		return nil, err
+	}
+	return []any{pty.Master, pty.Path}, nil
+}
+
+// login opens a terminal with a login prompt for a caller that may have one.
+func (s *Server) login(ctx context.Context, m *registry.Machine) (*nsexec.PTY, error) {
+	pty, err := s.newPTY(m)
 	if err != nil {
 		return nil, err
 	}
 	unit := fmt.Sprintf("container-getty@%d.service", pty.Number)
-	if err := s.manager(ctx, &m, "StartUnit", unit, "replace"); err != nil {
+	if err := s.manager(ctx, m, "StartUnit", unit, "replace"); err != nil {
 		pty.Close()
 		return nil, err
 	}
-	return []any{pty.Master, pty.Path}, nil
+	return pty, nil
 }
 
 // shellRequest is a checked OpenMachineShell.
@@ -119,10 +128,8 @@ const (
 	maxArguments   = 4096
 )
 
-func parseShell(c *dbus.Call) (*shellRequest, error) {
-	r := &shellRequest{user: c.String(0), path: c.String(1)}
-	r.args, _ = c.Args[2].([]string)
-	r.environment, _ = c.Args[3].([]string)
+func parseShell(user, path string, args, environment []string) (*shellRequest, error) {
+	r := &shellRequest{user: user, path: path, args: args, environment: environment}
 	if r.user == "" {
 		r.user = "root"
 	}
@@ -182,40 +189,52 @@ func validAssignment(s string) bool {
 }
 
 func (s *Server) openShell(ctx context.Context, c *dbus.Call, m registry.Machine) ([]any, error) {
-	r, err := parseShell(c)
+	words, _ := c.Args[2].([]string)
+	environment, _ := c.Args[3].([]string)
+	return passed(s.shell(ctx, &m, c.String(0), c.String(1), words, environment, func(user, program, commandLine string) error {
+		d := details{"machine", m.Name, "user", user, "program", program, "command_line", commandLine}
+		return s.authorizeOwner(ctx, c, &m, hostAction(&m, "shell"), d)
+	}))
+}
+
+// shell checks a request, asks authorize about it, and opens a terminal in
+// which the machine's service manager runs the program.
+func (s *Server) shell(ctx context.Context, m *registry.Machine, user, path string, words, environment []string,
+	authorize func(user, program, commandLine string) error,
+) (*nsexec.PTY, error) {
+	r, err := parseShell(user, path, words, environment)
 	if err != nil {
 		return nil, err
 	}
 	// A machine of a user's own that is in our user namespace would get a
 	// process of root's from its own owner.
 	if m.UID != 0 && m.Class == registry.ClassContainer {
-		if err := s.refuseHostUserNamespace(&m); err != nil {
+		if err := s.refuseHostUserNamespace(m); err != nil {
 			return nil, err
 		}
 	}
-	words := strings.Join(r.args, " ")
+	commandLine := strings.Join(r.args, " ")
 	if r.script {
-		words = ""
+		commandLine = ""
 	}
-	d := details{"machine", m.Name, "user", r.user, "program", r.path, "command_line", words}
-	if err := s.authorizeOwner(ctx, c, &m, hostAction(&m, "shell"), d); err != nil {
+	if err := authorize(r.user, r.path, commandLine); err != nil {
 		return nil, err
 	}
-	pty, err := s.newPTY(&m)
+	pty, err := s.newPTY(m)
 	if err != nil {
 		return nil, err
 	}
 	peer, err := pty.Peer()
 	if err == nil {
 		unit := fmt.Sprintf("container-shell@%d.service", pty.Number)
-		err = s.manager(ctx, &m, "StartTransientUnit", unit, "fail", r.properties(pty, peer), []auxUnit{})
+		err = s.manager(ctx, m, "StartTransientUnit", unit, "fail", r.properties(pty, peer), []auxUnit{})
 		_ = peer.Close()
 	}
 	if err != nil {
 		pty.Close()
 		return nil, err
 	}
-	return []any{pty.Master, pty.Path}, nil
+	return pty, nil
 }
 
 func (s *Server) refuseHostUserNamespace(m *registry.Machine) error {
