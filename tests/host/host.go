@@ -52,6 +52,7 @@ type Host struct {
 	dir    string // overlay layers, machines
 	cgroup string // of everything in it, seen from outside
 	pid1   *os.Process
+	notify *net.UnixConn // systemd's notifications come here
 	reaper *reaper
 	runs   atomic.Int64
 	closed atomic.Bool
@@ -170,7 +171,7 @@ func (h *Host) boot(ctx context.Context, lower []string) error {
 	if err != nil {
 		return err
 	}
-	defer notify.Close()
+	h.notify = notify
 	bootLog, err := os.Create(filepath.Join(h.dir, "boot.log"))
 	if err != nil {
 		return err
@@ -195,7 +196,7 @@ func (h *Host) boot(ctx context.Context, lower []string) error {
 	go func() {
 		err := cmd.Wait()
 		died <- err
-		notify.SetReadDeadline(time.Now())
+		notify.Close()
 	}()
 	deadline, _ := ctx.Deadline()
 	notify.SetReadDeadline(deadline)
@@ -214,6 +215,14 @@ func (h *Host) boot(ctx context.Context, lower []string) error {
 			break
 		}
 	}
+	notify.SetReadDeadline(time.Time{})
+	go func() { // later ones, of reloads, are read so that systemd need not complain
+		for {
+			if _, err := notify.Read(buf); err != nil {
+				return
+			}
+		}
+	}()
 	state := h.Run(ctx, "systemctl", "is-system-running")
 	if got := strings.TrimSpace(state.Stdout); got != "running" {
 		failed := h.Run(ctx, "systemctl", "--failed", "--no-legend", "--plain")
@@ -227,6 +236,9 @@ func (h *Host) boot(ctx context.Context, lower []string) error {
 func (h *Host) Close() error {
 	if h.closed.Swap(true) {
 		return nil
+	}
+	if h.notify != nil {
+		h.notify.Close()
 	}
 	return h.reaper.finish()
 }

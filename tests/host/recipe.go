@@ -35,7 +35,7 @@ var hostPackages = []string{
 	"libnss-systemd", "libpam-systemd", "iproute2", "iputils-ping", "nftables", "procps", "psmisc",
 	"util-linux", "less", "sudo", "btrfs-progs", "squashfs-tools", "strace", "curl", "jq", "expect",
 	"python3", "python3-dbus", "xz-utils", "zstd", "bzip2", "busybox-static", "ca-certificates",
-	"socat", "gpg", "gdisk", "dosfstools", "rsync", "openssh-client",
+	"socat", "udev", "gpg", "gdisk", "dosfstools", "rsync", "openssh-client",
 }
 
 // osPackages are what a container tree has installed.
@@ -51,28 +51,32 @@ mkdir -p /var/log/journal
 `
 
 // hostScript makes a minbase tree a host: networkd so that machines get
-// addresses, a user without rights, and no unit that cannot work in namespaces.
+// addresses (it waits for udev to announce a link), users without rights, and
+// no unit that cannot work in namespaces.
 const hostScript = trim + `
 useradd -m -s /bin/bash alice
 useradd -m -s /bin/bash bob
 usermod -aG users alice
 systemctl enable systemd-networkd.service
 systemctl mask systemd-networkd-wait-online.service systemd-firstboot.service \
-	systemd-udevd.service systemd-udev-trigger.service systemd-udevd-control.socket \
-	systemd-udevd-kernel.socket systemd-modules-load.service systemd-tmpfiles-setup-dev.service \
+	systemd-udev-trigger.service systemd-modules-load.service systemd-tmpfiles-setup-dev.service \
 	systemd-tmpfiles-setup-dev-early.service kmod-static-nodes.service \
 	apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
 	console-getty.service getty.target modprobe@.service systemd-sysctl.service
 sed -i 's/^hosts:.*/hosts: files mymachines dns myhostname/' /etc/nsswitch.conf
 rm -f /etc/machine-id /var/lib/dbus/machine-id
+touch -r /usr /etc/.updated /var/.updated
 `
 
 // osScript makes a minbase tree a machine that boots fast and gets an address.
+// An empty machine-id is no first boot: systemd takes the spawner's id as it is.
 const osScript = trim + `
 systemctl enable systemd-networkd.service
 systemctl mask systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgrade.timer \
 	dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
-rm -f /etc/machine-id /var/lib/dbus/machine-id /etc/hostname
+rm -f /var/lib/dbus/machine-id /etc/hostname
+: >/etc/machine-id
+touch -r /usr /etc/.updated /var/.updated
 passwd -d root
 `
 

@@ -31,7 +31,7 @@ func (h *Host) OSTreeOf(t testing.TB, suite Suite, name string) string {
 }
 
 // BusyboxTree makes a tiny tree in /var/lib/machines: busybox, all its
-// commands, an os-release and a user. Its /sbin/init is busybox's.
+// commands, an os-release and a user. Its /sbin/init waits until it is asked to power off.
 func (h *Host) BusyboxTree(t testing.TB, name string) string {
 	t.Helper()
 	h.Shell(t, busyboxScript+"\nmake_tree /var/lib/machines/"+name)
@@ -45,7 +45,13 @@ make_tree() {
 	mkdir -p bin sbin usr/bin usr/sbin etc dev proc sys run tmp root home/user var/lib var/tmp var/log usr/lib
 	cp /bin/busybox bin/busybox
 	for a in $(/bin/busybox --list); do [ "$a" = busybox ] || ln -f bin/busybox "bin/$a"; done
-	ln -f bin/busybox sbin/init; ln -f bin/busybox usr/bin/env
+	rm -f bin/init; cat >sbin/init <<'I'
+#!/bin/sh
+# 37 is SIGRTMIN+3, by which a spawner asks init to power off.
+trap 'exit 0' 37
+while :; do sleep 1000000 & wait $!; done
+I
+	chmod 755 sbin/init; ln -f bin/busybox usr/bin/env
 	cat >bin/getent <<'G'
 #!/bin/sh
 # What the spawner asks for a user.
@@ -57,7 +63,6 @@ G
 	printf 'ID=busybox\nVERSION_ID=1\nPRETTY_NAME="Busybox tree"\n' >etc/os-release; cp etc/os-release usr/lib/os-release
 	printf 'root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home/user:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >etc/passwd
 	printf 'root:x:0:\nusers:x:100:user\nextra:x:101:user\nuser:x:1000:\nnogroup:x:65534:\n' >etc/group
-	printf '::sysinit:/bin/true\n::respawn:/bin/sleep 1000000\n::ctrlaltdel:/sbin/poweroff\n' >etc/inittab
 	chown -R 1000:1000 home/user; chmod 1777 tmp var/tmp
 }
 `

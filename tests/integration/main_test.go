@@ -78,7 +78,9 @@ func waitRunning(t *testing.T, h *host.Host, name string) {
 	t.Helper()
 	// The machine's bus comes a moment after the machine; nothing outside tells when.
 	host.Eventually(t, 60*time.Second, func() error {
-		r := h.Try("systemctl", "-M", name, "is-system-running", "--wait")
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		r := h.Run(ctx, "systemctl", "-M", name, "is-system-running")
 		if s := strings.TrimSpace(r.Stdout); s != "running" && s != "degraded" {
 			return fmt.Errorf("%v", r)
 		}
@@ -185,7 +187,7 @@ systemctl list-units --all --no-legend --plain 'machine-*' '*.scope' 'systemd-ns
 find /sys/fs/cgroup/machine.slice -mindepth 1 -type d 2>/dev/null | sed 's/^/cgroup /'
 awk '{print "mount", $5}' /proc/self/mountinfo | grep -v -e /run/credentials -e /proc/sys/fs/binfmt || true
 ip -o link | awk -F': ' '{print "link", $2}'
-ls /run/systemd/nspawn/propagate /run/systemd/nspawn/unix-export 2>/dev/null | grep -v : | sed 's/^/propagate /' || true
+find /run/systemd/nspawn/propagate /run/systemd/nspawn/unix-export -mindepth 1 2>/dev/null | sed 's/^/propagate /' || true
 pgrep -a 'nspawn|machine-spawn' | sed 's/^/process /' || true
 `)
 }
