@@ -29,16 +29,37 @@ func runKill(a *app, ctx context.Context, names []string) error {
 }
 
 func runPoweroff(a *app, ctx context.Context, names []string) error {
-	return a.kill(ctx, names, "leader", sigPoweroff)
+	return a.shutDown(ctx, names, "PowerOff", "Could not power off machine", sigPoweroff)
 }
 
 // runReboot sends SIGINT: reboot, to an init of systemd's kind.
 func runReboot(a *app, ctx context.Context, names []string) error {
-	return a.kill(ctx, names, "leader", int32(unix.SIGINT))
+	return a.shutDown(ctx, names, "Reboot", "Could not reboot machine", int32(unix.SIGINT))
+}
+
+// shutDown goes through the runner of a machine that has one which takes
+// orders, and through a signal to its init otherwise.
+func (a *app) shutDown(ctx context.Context, names []string, method, failed string, signal int32) error {
+	for _, name := range names {
+		done, err := a.instruct(ctx, name, method, failed)
+		if !done {
+			err = a.kill(ctx, []string{name}, "leader", signal)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func runTerminate(a *app, ctx context.Context, names []string) error {
 	for _, name := range names {
+		if done, err := a.instruct(ctx, name, "Terminate", "Could not terminate machine"); done {
+			if err != nil {
+				return err
+			}
+			continue
+		}
 		if err := a.bus.Call(ctx, cli.Manager, "TerminateMachine", []any{name}); err != nil {
 			return cli.Because("Could not terminate machine", err)
 		}

@@ -88,9 +88,6 @@ func (a *app) shellEnvironment() []string {
 	}
 	for _, name := range []string{"TERM", "COLORTERM", "NO_COLOR"} {
 		value, ok := os.LookupEnv(name)
-		if name == "TERM" && !a.term.OutTTY {
-			value, ok = "dumb", true
-		}
 		given := slices.ContainsFunc(env, func(s string) bool { return strings.HasPrefix(s, name+"=") })
 		if ok && !given {
 			env = append(env, name+"="+value)

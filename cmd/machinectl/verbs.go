@@ -23,6 +23,8 @@ func init() {
 		{name: "disable", group: groupMachines, usage: "NAME...", short: "Disable automatic container start at boot", min: 1, max: -1, changes: true, run: runDisable},
 		{name: "poweroff", alias: "stop", group: groupMachines, usage: "NAME...", short: "Power off one or more containers", min: 1, max: -1, changes: true, run: runPoweroff},
 		{name: "reboot", alias: "restart", group: groupMachines, usage: "NAME...", short: "Reboot one or more containers", min: 1, max: -1, changes: true, run: runReboot},
+		{name: "pause", group: groupMachines, usage: "NAME...", short: "Pause one or more VMs", min: 1, max: -1, changes: true, run: runPause},
+		{name: "resume", group: groupMachines, usage: "NAME...", short: "Resume one or more paused VMs", min: 1, max: -1, changes: true, run: runResume},
 		{name: "terminate", group: groupMachines, usage: "NAME...", short: "Terminate one or more VMs/containers", min: 1, max: -1, changes: true, run: runTerminate},
 		{name: "kill", group: groupMachines, usage: "NAME...", short: "Send signal to processes of a VM/container", min: 1, max: -1, changes: true, run: runKill},
 		{name: "copy-to", group: groupMachines, usage: "NAME PATH [PATH]", short: "Copy files from the host to a container", min: 2, max: 3, changes: true, run: runCopyTo},

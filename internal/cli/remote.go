@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -46,27 +47,39 @@ func connectHost(ctx context.Context, host string) (*godbus.Conn, error) {
 	if own := os.Getenv("SYSTEMD_SSH"); own != "" {
 		ssh = own
 	}
+	return connectCommand(ctx, ssh, args...)
+}
+
+// connectCommand speaks to the bus through the standard input and output of a
+// program, which ends when the connection is closed.
+func connectCommand(ctx context.Context, program string, args ...string) (*godbus.Conn, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socketpair", err)
 	}
-	theirs := os.NewFile(uintptr(fds[1]), "ssh")
-	defer theirs.Close()
+	theirs := os.NewFile(uintptr(fds[1]), program)
 	ours := os.NewFile(uintptr(fds[0]), "bus")
 	defer ours.Close()
-	cmd := exec.Command(ssh, args...)
+	cmd := exec.Command(program, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, theirs, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	if err := cmd.Start(); err != nil {
+	err = cmd.Start()
+	// Kept open, it would hide the program's end from the reader of the other one.
+	_ = theirs.Close()
+	if err != nil {
 		return nil, err
 	}
-	// ssh leaves when the socket closes; it is collected here.
 	go func() { _ = cmd.Wait() }()
 	sock, err := net.FileConn(ours)
 	if err != nil {
 		return nil, err
 	}
-	return dbus.FromSocket(ctx, sock.(*net.UnixConn))
+	conn, err := dbus.FromSocket(ctx, sock.(*net.UnixConn))
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		// What was wrong the program has said.
+		return nil, unix.ENOTCONN
+	}
+	return conn, err
 }
 
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
@@ -79,8 +92,8 @@ const stateDir = "/run/systemd/machines"
 // socket is found under the leader's root. The connection is made with the
 // identity of the container's root, since its bus sees nothing else as root.
 func connectMachine(ctx context.Context, name string) (*godbus.Conn, error) {
-	if strings.Contains(name, "@") {
-		return nil, fmt.Errorf("container %q is not valid: a user is not supported here", name)
+	if user, machine, ok := strings.Cut(name, "@"); ok {
+		return connectUser(ctx, user, machine)
 	}
 	leader, class, err := readLeader(name)
 	if err != nil {
@@ -109,6 +122,19 @@ func connectMachine(ctx context.Context, name string) (*godbus.Conn, error) {
 		return nil, err
 	}
 	return dbus.FromSocket(ctx, sock)
+}
+
+// connectUser reaches the system bus of a container, or of this host, with the
+// rights of one of its users: over a session made for that by systemd-run(1).
+func connectUser(ctx context.Context, user, machine string) (*godbus.Conn, error) {
+	if user == "" {
+		user = "root"
+	}
+	if machine == "" {
+		machine = ".host"
+	}
+	return connectCommand(ctx, "systemd-run", "--machine="+machine, "--pipe", "--collect", "--quiet", "--wait",
+		"--property=User="+user, "--property=PAMName=login", "systemd-stdio-bridge")
 }
 
 func readLeader(name string) (int, string, error) {

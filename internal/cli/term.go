@@ -17,6 +17,7 @@ type Terminal struct {
 	Color          bool // on standard output
 	ErrColor       bool // on standard error
 	Colors256      bool
+	dumb           bool
 }
 
 // DetectTerminal looks at the standard descriptors and at the environment, by
@@ -34,6 +35,7 @@ func DetectTerminal() *Terminal {
 	}
 	mode, known := colorMode(os.Getenv("SYSTEMD_COLORS"))
 	dumb := os.Getenv("TERM") == "" || os.Getenv("TERM") == "dumb"
+	t.dumb = dumb
 	switch {
 	case known && mode == 0:
 	case known:
@@ -113,7 +115,7 @@ func (t *Terminal) log(style Style, format string, args ...any) {
 		text = string(style) + text + styleOff
 	}
 	end := "\n"
-	if t.ErrTTY {
+	if t.ErrTTY && !t.dumb {
 		end = "\r\n"
 	}
 	fmt.Fprint(os.Stderr, text+end)
