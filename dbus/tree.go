@@ -107,6 +107,20 @@ func (t *Tree) Emit(path godbus.ObjectPath, iface, member string, values ...any)
 	return t.conn.Emit(path, iface+"."+member, values...)
 }
 
+// EmitTo sends a signal to the peer with the unique name to, and nobody else.
+func (t *Tree) EmitTo(to string, path godbus.ObjectPath, iface, member string, values ...any) error {
+	msg := &godbus.Message{Type: godbus.TypeSignal, Flags: godbus.FlagNoReplyExpected, Body: values, Headers: map[godbus.HeaderField]godbus.Variant{
+		godbus.FieldDestination: godbus.MakeVariant(to),
+		godbus.FieldPath:        godbus.MakeVariant(path),
+		godbus.FieldInterface:   godbus.MakeVariant(iface),
+		godbus.FieldMember:      godbus.MakeVariant(member),
+	}}
+	if len(values) > 0 {
+		msg.Headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(values...))
+	}
+	return t.conn.Send(msg, nil).Err
+}
+
 // incoming runs in godbus' reader for each message, with the descriptors that
 // came with it. It takes calls away from godbus, which would start a goroutine
 // for each without bound and decode arguments loosely; and it sees the

@@ -113,14 +113,17 @@ func cloneTree(p *sys.Process, b Bind) (tree *os.File, isDir bool, err error) {
 	}
 	defer ns.Close()
 	idmap := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &idmap); err != nil {
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
-			// A file system that can't map owners (overlayfs, most network
-			// ones), or a mount that is mapped already: its files stay as
-			// they are, and root's show as nobody's inside, as with a bind
-			// mount that the spawner makes without idmap.
-			return tree, isDir, nil
+	// All mounts of the tree if all can, else the one on top if that can. Its
+	// file system may not be able to (overlayfs, most network ones), or it may
+	// be mapped already: its files then stay as they are, and root's show as
+	// nobody's inside, as with a bind mount of the spawner's without idmap.
+	for _, how := range []uint{unix.AT_EMPTY_PATH | unix.AT_RECURSIVE, unix.AT_EMPTY_PATH} {
+		err = unix.MountSetattr(fd, "", how, &idmap)
+		if err == nil || !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPERM) {
+			break
 		}
+	}
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPERM) {
 		return tree, isDir, fmt.Errorf("map owners of %q into the machine's user namespace: %w", b.Source, os.NewSyscallError("mount_setattr", err))
 	}
 	return tree, isDir, nil

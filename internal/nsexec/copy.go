@@ -12,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,8 +25,9 @@ type Copy struct {
 	Source, Destination string
 	ToMachine           bool // else from it
 	Replace             bool // overwrite existing files
-	// Progress is told the bytes copied so far, from time to time.
-	Progress func(bytes uint64)
+	// Progress is told the bytes copied so far, about ten times a second, and
+	// how many there are, 0 where that is not known: of a tree.
+	Progress func(copied, total uint64)
 }
 
 // helperName is argument 0 of the helper process.
@@ -48,12 +50,18 @@ type owner struct{ UID, GID uint32 }
 // copyEvent is one line of the helper's answer.
 type copyEvent struct {
 	Bytes uint64 `json:",omitempty"`
+	Total uint64 `json:",omitempty"`
 	Done  bool   `json:",omitempty"`
 	Error string `json:",omitempty"`
 	Errno int    `json:",omitempty"`
 }
 
-// Run copies in a helper process, which ends with ctx and with this process.
+// stopGrace is how long a copy that is called off has to take back the file
+// that it is at, before it is killed.
+const stopGrace = 2 * time.Second
+
+// Run copies in a helper process, which ends with ctx and with this process; no
+// half of a file is left then, but files that are whole stay.
 // Directories merge; existing files are unix.EEXIST unless Replace; symlinks
 // are copied, never followed. With a shifted user namespace all that is copied
 // becomes root's on the side it goes to, else owners are kept.
@@ -122,6 +130,8 @@ func (c Copy) helper(ctx context.Context, job copyJob, source, target *os.File) 
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{control, source, target}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Cancel = ours.Close
+	cmd.WaitDelay = stopGrace
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -159,7 +169,7 @@ func (c Copy) events(r io.Reader) copyEvent {
 		}
 		last = e
 		if c.Progress != nil && e.Bytes > 0 {
-			c.Progress(e.Bytes)
+			c.Progress(e.Bytes, e.Total)
 		}
 	}
 	return last

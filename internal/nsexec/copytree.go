@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,9 +17,11 @@ import (
 // changes meanwhile on either side leads elsewhere.
 type copier struct {
 	job    copyJob
-	report func(bytes uint64)
+	report func(bytes, total uint64)
+	stop   atomic.Bool // the copy has been called off
 
 	bytes    uint64
+	total    uint64 // 0: not known
 	reported time.Time
 	// links are files with several names that have been copied already.
 	links map[inode]link
@@ -56,6 +59,9 @@ func (c *copier) entry(sdir int, sname string, ddir int, dname, rel string) erro
 	var st unix.Stat_t
 	if err := unix.Fstatat(sdir, sname, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return pathError("look at", rel, err)
+	}
+	if c.stop.Load() {
+		return pathError("copy", rel, unix.ECANCELED)
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
@@ -167,6 +173,9 @@ func (c *copier) regular(sdir int, sname string, ddir int, dname, rel string) er
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return pathError("open", rel, unix.EAGAIN) // swapped meanwhile
 	}
+	if rel == "" && st.Size > 0 {
+		c.total = uint64(st.Size)
+	}
 	key := inode{st.Dev, st.Ino}
 	if first, ok := c.links[key]; ok && st.Nlink > 1 {
 		err := c.replace(ddir, dname, func(name string) error {
@@ -253,6 +262,9 @@ func (c *copier) span(sfd, dfd int, offset, length int64) (int64, error) {
 	done := int64(0)
 	var buf []byte
 	for done < length {
+		if c.stop.Load() {
+			return done, unix.ECANCELED
+		}
 		roff, woff := offset+done, offset+done
 		want := int(min(length-done, chunk))
 		n, err := 0, error(nil)
@@ -291,7 +303,7 @@ func (c *copier) count(n uint64) {
 	c.bytes += n
 	if now := time.Now(); now.Sub(c.reported) > 100*time.Millisecond {
 		c.reported = now
-		c.report(c.bytes)
+		c.report(c.bytes, c.total)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,19 +37,20 @@ func copyMain() int {
 		_ = encoder.Encode(copyEvent{Error: "read copy job: " + err.Error()})
 		return 1
 	}
+	c := &copier{job: job, report: func(n, total uint64) { _ = encoder.Encode(copyEvent{Bytes: n, Total: total}) }}
 	go func() {
 		// Ends when the owner closes its side, or dies.
 		_, _ = io.Copy(io.Discard, control)
-		os.Exit(1)
+		c.stop.Store(true)
+		time.AfterFunc(stopGrace, func() { os.Exit(1) }) // it hangs in the kernel
 	}()
 	unix.Umask(0)
 	err = takeFSIDs(job.FSUID, job.FSGID)
-	c := &copier{job: job, report: func(n uint64) { _ = encoder.Encode(copyEvent{Bytes: n}) }}
 	if err == nil {
 		err = c.entry(4, job.From, 5, job.To, "")
 	}
 	if err == nil {
-		_ = encoder.Encode(copyEvent{Done: true, Bytes: c.bytes})
+		_ = encoder.Encode(copyEvent{Done: true, Bytes: c.bytes, Total: c.total})
 		return 0
 	}
 	event := copyEvent{Error: err.Error()}

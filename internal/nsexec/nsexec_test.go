@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -195,6 +196,41 @@ func TestCopyKeepsWhatATreeIs(t *testing.T) {
 	}
 	// A tree into itself ends.
 	must(copySelf(t, src, filepath.Join(src, "inside"), false))
+}
+
+// TestCopyCalledOff ends a copy in the middle of a file: nothing of that file
+// is left.
+func TestCopyCalledOff(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
+	const size = 256 << 20
+	if err := os.WriteFile(from, make([]byte, size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := sys.OpenProcess(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var first, of uint64
+	job := Copy{Source: from, Destination: to, Progress: func(copied, total uint64) {
+		if first == 0 {
+			first, of = copied, total
+		}
+		cancel()
+	}}
+	if err := job.Run(ctx, p); !errors.Is(err, context.Canceled) {
+		t.Errorf("copy that was called off: got %v", err)
+	}
+	if first == 0 || first >= size || of != size {
+		t.Errorf("first progress: %d of %d bytes, want some of %d", first, of, size)
+	}
+	if _, err := os.Lstat(to); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("half a file is left: %v", err)
+	}
 }
 
 // TestCopyDoesNotFollowPlantedLinks writes over a tree whose directories have

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -255,6 +256,28 @@ func (s *Server) copy(ctx context.Context, c *dbus.Call, m registry.Machine, to 
 	default:
 		return nil, dbus.Errorf(dbus.ErrorLimitsExceeded, "Too many ongoing copies, at most %d may run at once.", maxCopies)
 	}
-	job := nsexec.Copy{Source: source, Destination: destination, ToMachine: to, Replace: flags&copyReplace != 0}
+	job := nsexec.Copy{
+		Source: source, Destination: destination, ToMachine: to, Replace: flags&copyReplace != 0,
+		Progress: s.copyProgress(c.Sender, m.Name, source, destination),
+	}
 	return nil, s.withLeader(&m, func(p *sys.Process) error { return job.Run(ctx, p) })
+}
+
+// quietCopy is how long a copy takes before its caller is told of its progress.
+const quietCopy = 250 * time.Millisecond
+
+// copyProgress returns what tells the caller of a copy, and nobody else, how far
+// it is. Who does not know the signal ignores it.
+func (s *Server) copyProgress(caller, machine, source, destination string) func(copied, total uint64) {
+	start := time.Now()
+	return func(copied, total uint64) {
+		if time.Since(start) < quietCopy {
+			return
+		}
+		err := s.tree.EmitTo(caller, machine1.MachinePath(machine), machine1.OwnMachineInterface, "CopyProgress",
+			source, destination, copied, total)
+		if err != nil {
+			s.log.WithField("machine", machine).WithField("sender", caller).WithError(err).Debug("cannot send CopyProgress")
+		}
+	}
 }

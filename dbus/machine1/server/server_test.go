@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -11,9 +13,15 @@ import (
 
 	"machined/dbus"
 	"machined/dbus/machine1"
+	"machined/internal/nsexec"
 	"machined/internal/testbus"
 	"machined/polkit"
 )
+
+func TestMain(m *testing.M) {
+	nsexec.Main() // the test binary is the copy helper
+	os.Exit(m.Run())
+}
 
 func start(t *testing.T, auth Authority) (*godbus.Conn, string, *fakeRegistry) {
 	t.Helper()
@@ -131,5 +139,45 @@ func TestAuthorize(t *testing.T) {
 		if len(auth.asked) != 1 || auth.asked[0] != want {
 			t.Errorf("%s: asked %q, want %q", tc.name, auth.asked, want)
 		}
+	}
+}
+
+// TestCopyEndsWithItsCaller: a caller that leaves the bus takes its copy along,
+// and is told of the progress until then.
+func TestCopyEndsWithItsCaller(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	client, name, _ := start(t, nil)
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
+	const size = 768 << 20
+	if err := os.WriteFile(from, make([]byte, size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	signals := make(chan *godbus.Signal, 64)
+	client.Signal(signals)
+	call := client.Object(name, machine1.ManagerPath).Go(machine1.ManagerInterface+".CopyFromMachine", 0, make(chan *godbus.Call, 1), "web", from, to)
+	select {
+	case got := <-signals:
+		if got.Name != machine1.OwnMachineInterface+".CopyProgress" || got.Body[0] != from || got.Body[1] != to || got.Body[3] != uint64(size) {
+			t.Errorf("got signal %v", got)
+		}
+	case <-call.Done:
+		if call.Err != nil {
+			t.Fatal(call.Err)
+		}
+		t.Skipf("copied %d bytes before there was anything to report", size)
+	}
+	_ = client.Close()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		if _, err := os.Lstat(to); errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the copy went on without its caller")
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
