@@ -1,8 +1,14 @@
+//go:build integration
+
 package host_test
 
 import (
+	"bufio"
 	"context"
+	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -10,17 +16,8 @@ import (
 	"machined/tests/host"
 )
 
-// skipUnlessBooted keeps the plain unit run free of debootstrap.
-func skipUnlessBooted(t *testing.T) {
-	t.Helper()
-	host.NeedRoot(t)
-	if os.Getenv("MACHINED_TEST_HOSTS") != "1" {
-		t.Skip("boots hosts: set MACHINED_TEST_HOSTS=1")
-	}
-}
-
 func TestBootAndRun(t *testing.T) {
-	skipUnlessBooted(t)
+	host.NeedRoot(t)
 	for _, suite := range host.Suites {
 		t.Run(string(suite), func(t *testing.T) {
 			start := time.Now()
@@ -60,4 +57,60 @@ func TestBootAndRun(t *testing.T) {
 			h.MustRun(t, "machinectl", "terminate", "deb")
 		})
 	}
+}
+
+// TestHang is the child of TestNothingLeftAfterKill: it boots a host and waits.
+func TestHang(t *testing.T) {
+	if os.Getenv("MACHINED_TEST_HANG") == "" {
+		return // a test of its own only for the other one
+	}
+	h := host.Boot(t, host.Config{Impl: host.Stock})
+	h.BusyboxTree(t, "bb")
+	h.Start(t, "systemd-nspawn", "-q", "-M", "bb", "sleep", "1000000")
+	h.Shell(t, "truncate -s 1M /var/tmp/disk; losetup -f /var/tmp/disk")
+	fmt.Printf("booted %s\n", h.Name)
+	select {}
+}
+
+// TestNothingLeftAfterKill kills a test binary that has a host.
+func TestNothingLeftAfterKill(t *testing.T) {
+	host.NeedRoot(t)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestHang$")
+	cmd.Env = append(os.Environ(), "MACHINED_TEST_HANG=1")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var name string
+	lines := bufio.NewScanner(out)
+	for name == "" && lines.Scan() {
+		name, _ = strings.CutPrefix(lines.Text(), "booted ")
+		if name == lines.Text() {
+			name = ""
+		}
+	}
+	if name == "" {
+		t.Fatalf("the child booted nothing: %v", cmd.Wait())
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	host.Eventually(t, 20*time.Second, func() error {
+		loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		for _, l := range loops {
+			if data, _ := os.ReadFile(l); strings.Contains(string(data), "/var/tmp/disk") {
+				return fmt.Errorf("loop device left: %s %s", l, data)
+			}
+		}
+		for _, pattern := range []string{"/sys/fs/cgroup/machined-test-" + name, "/sys/fs/cgroup/unified/machined-test-" + name, filepath.Join(host.CacheDir(), "run", name)} {
+			if _, err := os.Stat(pattern); err == nil {
+				return fmt.Errorf("left: %s", pattern)
+			}
+		}
+		return nil
+	})
 }

@@ -47,7 +47,7 @@ func victim(t *testing.T, h *host.Host) uint32 {
 func TestBadRegistration(t *testing.T) {
 	onHosts(t, func(t *testing.T, h *host.Host) {
 		before := snapshot(t, h)
-		conn := bus(t, h)
+		conn := h.Bus(t)
 		leader := victim(t, h)
 		id := make([]byte, 16)
 		id[0] = 1
@@ -213,7 +213,7 @@ func TestHostileTree(t *testing.T) {
 		h.BusyboxTree(t, "bb")
 		p := h.Start(t, "systemd-nspawn", "-q", "-M", "bb", "sleep", "1000000")
 		waitMachine(t, h, "bb")
-		conn := bus(t, h)
+		conn := h.Bus(t)
 		secret := strings.SplitN(h.MustRun(t, "head", "-n1", "/etc/shadow"), ":", 2)[0]
 		for _, c := range []struct{ what, script string }{
 			{"a symlink to the host's shadow", "ln -sf /etc/shadow etc/os-release; rm -f usr/lib/os-release"},

@@ -116,17 +116,6 @@ const (
 	managerIf = busName + ".Manager"
 )
 
-// bus connects to the host's system bus, from outside, as root.
-func bus(t *testing.T, h *host.Host) *godbus.Conn {
-	t.Helper()
-	conn, err := godbus.Connect("unix:path=" + h.Path("/run/dbus/system_bus_socket"))
-	if err != nil {
-		t.Fatalf("connect to the bus of %s: %v", h.Name, err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	return conn
-}
-
 // call calls a Manager method with a deadline.
 func call(conn *godbus.Conn, method string, args ...any) *godbus.Call {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -157,7 +146,7 @@ type listed struct {
 // machines are the names that the daemon lists, without .host.
 func machines(t *testing.T, h *host.Host) []string {
 	t.Helper()
-	names, err := machinesOn(bus(t, h))
+	names, err := machinesOn(h.Bus(t))
 	if err != nil {
 		t.Fatal(err)
 	}

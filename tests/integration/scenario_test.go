@@ -170,7 +170,7 @@ func TestSpawner(t *testing.T) {
 func TestSpawnerAtStock(t *testing.T) {
 	ours(t)
 	onHosts(t, func(t *testing.T, h *host.Host) {
-		runStock(t, h)
+		h.RunStockDaemon(t)
 		spawnerRegisters(t, h, "systemd-nspawn")
 	})
 }

@@ -15,31 +15,6 @@ import (
 	"machined/tests/host"
 )
 
-// dropIn makes a host run stock's daemon in the place of ours, or undoes that.
-const dropIn = "/run/systemd/system/systemd-machined.service.d/stock.conf"
-
-// runStock has the host run stock's machined from now on.
-func runStock(t *testing.T, h *host.Host) {
-	t.Helper()
-	h.WriteFile(t, dropIn, "[Service]\nExecStart=\nExecStart="+h.Stock("systemd-machined")+"\n", 0o644)
-	restartDaemon(t, h)
-}
-
-// runOurs undoes runStock.
-func runOurs(t *testing.T, h *host.Host) {
-	t.Helper()
-	if err := os.Remove(h.Path(dropIn)); err != nil {
-		t.Fatal(err)
-	}
-	restartDaemon(t, h)
-}
-
-func restartDaemon(t *testing.T, h *host.Host) {
-	t.Helper()
-	h.MustRun(t, "systemctl", "daemon-reload")
-	h.MustRun(t, "systemctl", "restart", "systemd-machined.service")
-}
-
 // TestTakeover changes the daemon under three running machines, to stock's and back.
 func TestTakeover(t *testing.T) {
 	onHosts(t, func(t *testing.T, h *host.Host) {
@@ -54,7 +29,10 @@ func TestTakeover(t *testing.T) {
 		waitMachine(t, h, "two")
 		list := func() string {
 			var all strings.Builder
-			all.WriteString(h.MustRun(t, h.Stock("machinectl"), "list", "--no-legend", "--no-pager"))
+			// Without addresses: they come when networkd in the machine pleases.
+			for line := range strings.Lines(h.MustRun(t, h.Stock("machinectl"), "list", "--no-legend", "--no-pager")) {
+				all.WriteString(strings.Join(strings.Fields(line)[:5], " ") + "\n")
+			}
 			for _, m := range []string{"deb", "one", "two"} {
 				for _, p := range []string{"Name", "Id", "Class", "Service", "Leader", "Unit", "RootDirectory", "Timestamp", "NetworkInterfaces", "State"} {
 					all.WriteString(h.MustRun(t, "busctl", "get-property", busName, busPath+"/machine/"+m, busName+".Machine", p))
@@ -63,16 +41,16 @@ func TestTakeover(t *testing.T) {
 			return all.String()
 		}
 		want := list()
-		restartDaemon(t, h)
+		h.RestartDaemon(t)
 		if got := list(); got != want {
 			t.Errorf("after a restart: got\n%s\nwant\n%s", got, want)
 		}
 		if h.Impl == host.Ours {
-			runStock(t, h)
+			h.RunStockDaemon(t)
 			if got := list(); got != want {
 				t.Errorf("stock took over: got\n%s\nwant\n%s", got, want)
 			}
-			runOurs(t, h)
+			h.RunOwnDaemon(t)
 			if got := list(); got != want {
 				t.Errorf("taken back from stock: got\n%s\nwant\n%s", got, want)
 			}
@@ -102,7 +80,7 @@ func TestKilledDaemon(t *testing.T) {
 		h.WriteFile(t, "/run/systemd/system/systemd-machined.service.d/often.conf", "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=always\nRestartSec=0\n", 0o644)
 		h.WriteFile(t, "/run/systemd/system/systemd-nspawn@.service.d/often.conf", "[Unit]\nStartLimitIntervalSec=0\n", 0o644)
 		h.WriteFile(t, "/churn", churnScript, 0o755)
-		restartDaemon(t, h)
+		h.RestartDaemon(t)
 		seed := uint64(time.Now().UnixNano())
 		t.Logf("seed %d", seed)
 		rnd := rand.New(rand.NewPCG(seed, 0))
