@@ -31,14 +31,11 @@ func ensure(ctx context.Context, r recipe) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, r.name()+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := flock(filepath.Join(dir, r.name()+".lock"))
 	if err != nil {
 		return "", err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return "", os.NewSyscallError("flock", err)
-	}
 	tree := filepath.Join(dir, r.name())
 	if _, err := os.Stat(tree); err == nil {
 		now := time.Now()
@@ -55,11 +52,29 @@ func ensure(ctx context.Context, r recipe) (string, error) {
 	return tree, os.Rename(tmp, tree)
 }
 
+// flock takes a lock that closing the file gives back.
+func flock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(os.NewSyscallError("flock", err), f.Close())
+	}
+	return f, nil
+}
+
 func bootstrap(ctx context.Context, r recipe, dir string) error {
 	debs := filepath.Join(CacheDir(), "debs-"+string(r.suite))
 	if err := os.MkdirAll(debs, 0o755); err != nil {
 		return err
 	}
+	// Two debootstraps would write into each other's downloads.
+	lock, err := flock(debs + ".lock")
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	log, err := os.Create(filepath.Join(CacheDir(), r.name()+".log"))
 	if err != nil {
 		return err
