@@ -356,8 +356,9 @@ func listenIn(path string) (net.Listener, error) {
 func racePTY(t *testing.T, r race, escape string) {
 	a, b := filepath.Join(r.root, "dev/pts"), filepath.Join(r.root, "dev/pts.link")
 	if st, err := os.Lstat(a); err == nil && st.IsDir() {
-		// What the machine's root could do: its devpts elsewhere, a link instead.
-		r.h.Shell(t, fmt.Sprintf(`nsenter -t %d -m -r -- /bin/busybox sh -ec 'mkdir -p /dev/real; mount --move /dev/pts /dev/real 2>/dev/null || mount --bind /dev/pts /dev/real; umount -l /dev/pts 2>/dev/null || true; rmdir /dev/pts; ln -s real /dev/pts'`, r.leader()))
+		// What the machine's root could do: a /dev of its own, with its devpts by way of a link.
+		r.h.Shell(t, fmt.Sprintf(`nsenter -t %d -m -r -- /bin/busybox sh -ec 'mkdir -p /keep
+mount --bind /dev/pts /keep; mount -t tmpfs tmpfs /dev; mkdir /dev/real; mount --bind /keep /dev/real'`, r.leader()))
 	}
 	_, _ = os.Remove(a), os.Remove(b) // either may be the link, after the last swaps
 	if err := errors.Join(os.Symlink("real", a), os.Symlink(escape+"/pts", b)); err != nil {
