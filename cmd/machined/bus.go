@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machined/dbus"
+	"machined/dbus/import1"
 	"machined/internal/sys"
 	"machined/units"
 )
@@ -152,8 +153,45 @@ func (b privateBus) writeConfig() error {
 			return err
 		}
 	}
-	conf := fmt.Sprintf(busConfig, b.address(), policies)
+	services := filepath.Join(b.dir, "bus.services")
+	if err := b.writeServices(services); err != nil {
+		return err
+	}
+	conf := fmt.Sprintf(busConfig, b.address(), services, policies)
 	return os.WriteFile(filepath.Join(b.dir, "bus.conf"), []byte(conf), 0o644)
+}
+
+// writeServices writes the activation file by which the bus starts the transfer
+// daemon for the first caller of org.freedesktop.import1: there is no service
+// manager to do so.
+func (b privateBus) writeServices(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	program := importdPath()
+	env, err := exec.LookPath("env")
+	if program == "" || err != nil {
+		return nil // transfers are not installed
+	}
+	text := fmt.Sprintf("[D-BUS Service]\nName=%s\nExec=%s DBUS_SYSTEM_BUS_ADDRESS=%s PATH=%s %s\nUser=root\n",
+		import1.BusName, env, b.address(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", program)
+	return os.WriteFile(filepath.Join(dir, import1.BusName+".service"), []byte(text), 0o644)
+}
+
+// importdPath is the transfer daemon beside this program, else the installed
+// one, "" when there is none.
+func importdPath() string {
+	candidates := []string{"/usr/lib/systemd/systemd-importd"}
+	if exe, err := os.Executable(); err == nil {
+		dir := filepath.Dir(exe)
+		candidates = append([]string{filepath.Join(dir, "machine-importd"), filepath.Join(dir, "systemd-importd")}, candidates...)
+	}
+	for _, path := range candidates {
+		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
+			return path
+		}
+	}
+	return ""
 }
 
 const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
@@ -162,6 +200,7 @@ const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Con
         <type>system</type>
         <listen>%s</listen>
         <auth>EXTERNAL</auth>
+        <servicedir>%s</servicedir>
         <policy context="default">
                 <allow user="*"/>
                 <deny own="*"/>

@@ -105,7 +105,12 @@ func run(ctx context.Context, cfg config, log *logrus.Logger) error {
 		return fmt.Errorf("connect to bus: %w", err)
 	}
 	defer conn.Close()
-	images := image.NewStore(image.Config{PoolDir: cfg.poolDir})
+	images := image.NewStore(image.Config{PoolDir: cfg.poolDir, Log: log.WithField("component", "image")})
+	if !cfg.user {
+		if err := images.CleanTemporary(); err != nil {
+			log.WithError(err).Warn("Leftovers of operations that were killed are not removed.")
+		}
+	}
 	authority := polkit.New(conn)
 	srv := server.New(server.Config{
 		Conn:      conn,
