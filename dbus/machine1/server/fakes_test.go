@@ -22,6 +22,14 @@ type fakeRegistry struct {
 	mu       sync.Mutex
 	machines map[string]registry.Machine
 	did      []string
+	console  string
+}
+
+func (r *fakeRegistry) Console(string, int) ([]byte, error) {
+	if r.console == "" {
+		return nil, fmt.Errorf("no log: %w", registry.ErrNotSupported)
+	}
+	return []byte(r.console), nil
 }
 
 func newFakeRegistry() *fakeRegistry {

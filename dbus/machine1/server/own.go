@@ -26,6 +26,7 @@ func (s *Server) ownMachineInterface() *dbus.Interface {
 	return &dbus.Interface{Name: machine1.OwnMachineInterface, Methods: []dbus.Method{
 		{Name: "Unbind", In: args("s destination"), Handler: onObject(s.unbind)},
 		{Name: "ListBinds", Out: args("a(ssb) binds"), Handler: onObject(s.listBinds)},
+		{Name: "GetLog", In: args("u lines"), Out: args("as log"), Handler: onObject(s.getLog)},
 	}, Signals: []dbus.Signal{
 		{Name: "CopyProgress", Args: args("s source", "s destination", "t bytes", "t total_bytes")},
 	}}

@@ -37,6 +37,7 @@ type Registry interface {
 	Leader(name string) (*sys.Process, error)
 	Start(context.Context, registry.StartRequest) error
 	Enable(ctx context.Context, names []string, on bool) ([]registry.UnitChange, error)
+	Console(name string, max int) ([]byte, error)
 }
 
 // Authority says whether the peer sender may do action (polkit.Authority).
