@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 
 	"machined/internal/cli"
 )
@@ -26,8 +24,8 @@ func main() {
 }
 
 func run(args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
+	ctx, interrupt := cli.WatchInterrupt(context.Background())
+	defer interrupt.Stop()
 	term := cli.DetectTerminal()
 	err := execute(ctx, term, args)
 	var usage *cli.UsageError
@@ -35,6 +33,8 @@ func run(args []string) int {
 	case err == nil, errors.Is(err, errDone):
 		return 0
 	case errors.Is(err, cli.ErrReported):
+	case ctx.Err() != nil:
+		interrupt.Die()
 	case errors.As(err, &usage):
 		fmt.Fprintln(os.Stderr, usage.Text)
 	default:

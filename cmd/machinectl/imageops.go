@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 
 	"machined/internal/cli"
 )
@@ -84,16 +83,16 @@ func runClean(a *app, ctx context.Context, _ []string) error {
 	for _, image := range removed {
 		if image.Freed == cli.Unknown {
 			known = false
-			fmt.Printf("Removed image '%s'\n", image.Name)
+			a.term.Info("Removed image '%s'", cli.Printable(image.Name, false))
 			continue
 		}
 		total += image.Freed
-		fmt.Printf("Removed image '%s'. Freed exclusive disk space: %s\n", image.Name, cli.FormatBytes(image.Freed))
+		a.term.Info("Removed image '%s'. Freed exclusive disk space: %s", cli.Printable(image.Name, false), cli.FormatBytes(image.Freed))
 	}
 	if known {
-		fmt.Printf("Removed %d images in total. Total freed exclusive disk space: %s.\n", len(removed), cli.FormatBytes(total))
+		a.term.Info("Removed %d images in total. Total freed exclusive disk space: %s.", len(removed), cli.FormatBytes(total))
 	} else {
-		fmt.Printf("Removed %d images in total.\n", len(removed))
+		a.term.Info("Removed %d images in total.", len(removed))
 	}
 	return nil
 }

@@ -91,12 +91,14 @@ func runImageStatus(a *app, ctx context.Context, names []string) error {
 			Modified: value[uint64](all, "ModificationTimestamp"), Usage: value[uint64](all, "Usage"), Limit: value[uint64](all, "Limit"),
 			UsageExclusive: value[uint64](all, "UsageExclusive"), LimitExclusive: value[uint64](all, "LimitExclusive"),
 		}
-		// An image in use, or without a system in it, has none of these.
-		_ = a.bus.Call(ctx, cli.Manager, "GetImageHostname", []any{name}, &s.Hostname)
-		_ = a.bus.Call(ctx, cli.Manager, "GetImageMachineID", []any{name}, &s.MachineID)
-		_ = a.bus.Call(ctx, cli.Manager, "GetImageMachineInfo", []any{name}, &s.Info)
+		// An image in use, or without a system in it, has none of these, and what
+		// may not be seen is left out.
+		quiet := &cli.Bus{Conn: a.bus.Conn}
+		_ = quiet.Call(ctx, cli.Manager, "GetImageHostname", []any{name}, &s.Hostname)
+		_ = quiet.Call(ctx, cli.Manager, "GetImageMachineID", []any{name}, &s.MachineID)
+		_ = quiet.Call(ctx, cli.Manager, "GetImageMachineInfo", []any{name}, &s.Info)
 		var release map[string]string
-		if a.bus.Call(ctx, cli.Manager, "GetImageOSRelease", []any{name}, &release) == nil {
+		if quiet.Call(ctx, cli.Manager, "GetImageOSRelease", []any{name}, &release) == nil {
 			s.OS = osName(release)
 		}
 		if i > 0 {

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"machined/internal/cli"
 )
@@ -21,16 +19,19 @@ func main() {
 }
 
 func run(args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
+	ctx, interrupt := cli.WatchInterrupt(context.Background())
+	defer interrupt.Stop()
 	a := newApp(cli.DetectTerminal())
 	err := a.execute(ctx, args)
+	interrupted := ctx.Err() != nil
 	a.close()
 	var usage *cli.UsageError
 	switch {
 	case err == nil:
 		return 0
 	case errors.Is(err, cli.ErrReported):
+	case interrupted:
+		interrupt.Die()
 	case errors.As(err, &usage):
 		fmt.Fprintln(os.Stderr, usage.Text)
 	default:

@@ -86,7 +86,7 @@ func (a *app) startMachines(ctx context.Context, names []string) (done bool, err
 			return false, nil
 		}
 		unit, _ := serviceName("nspawn", names[i])
-		text := "Could not start machine: " + cli.Reason(err)
+		text := "Failed to start unit: " + cli.Reason(err)
 		if cli.ErrorName(err) == machine1.ErrorJobFailed {
 			text = cli.Reason(err)
 			if result, unitErr := a.bus.UnitProperty(ctx, unit, "Service", "Result"); unitErr == nil && result != "success" {

@@ -70,6 +70,9 @@ func (a *app) gather(ctx context.Context, object cli.Object, all map[string]godb
 		Supervisor: value[uint32](all, "Supervisor"), UID: value[uint32](all, "UID"),
 	}
 	local := a.opts.target.Local()
+	// What may not be seen is left out: nobody wants to be asked for a password
+	// for a look.
+	quiet := &cli.Bus{Conn: a.bus.Conn}
 	netifs := value[[]int32](all, "NetworkInterfaces")
 	if local {
 		s.LeaderName, s.SupervisorName = processName(s.Leader), processName(s.Supervisor)
@@ -82,7 +85,7 @@ func (a *app) gather(ctx context.Context, object cli.Object, all map[string]godb
 		}
 	}
 	var addresses []address
-	if s.Class != "host" && a.bus.Call(ctx, object, "GetAddresses", nil, &addresses) == nil {
+	if s.Class != "host" && quiet.Call(ctx, object, "GetAddresses", nil, &addresses) == nil {
 		for _, one := range addresses {
 			text := one.String()
 			if one.Family == 10 && len(netifs) == 1 {
@@ -92,11 +95,11 @@ func (a *app) gather(ctx context.Context, object cli.Object, all map[string]godb
 		}
 	}
 	var release map[string]string
-	if a.bus.Call(ctx, object, "GetOSRelease", nil, &release) == nil {
+	if quiet.Call(ctx, object, "GetOSRelease", nil, &release) == nil {
 		s.OS = osName(release)
 	}
 	// Not every machine has one; then there is nothing to show.
-	_ = a.bus.Call(ctx, object, "GetUIDShift", nil, &s.Shift)
+	_ = quiet.Call(ctx, object, "GetUIDShift", nil, &s.Shift)
 	if s.Unit != "" {
 		// A unit without processes has no tree.
 		s.Tree, _ = a.bus.UnitTree(ctx, s.Unit, s.Leader, local)
