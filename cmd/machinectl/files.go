@@ -2,7 +2,12 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"path/filepath"
+	"sync"
+
+	godbus "github.com/godbus/dbus/v5"
 
 	"machined/dbus/machine1"
 	"machined/internal/cli"
@@ -40,10 +45,84 @@ func (a *app) copyFiles(ctx context.Context, method string, args []string, host 
 		method += "WithFlags"
 		call = append(call, copyReplace)
 	}
-	if err := a.bus.CallSlow(ctx, cli.Manager, method, call); err != nil {
+	stop := a.showCopy(filepath.Base(source))
+	err = a.bus.CallSlow(ctx, cli.Manager, method, call)
+	stop()
+	if err != nil {
 		return cli.Because("Failed to copy", err)
 	}
 	return nil
+}
+
+// showCopy draws a bar on a terminal as the daemon tells how far a copy is,
+// which it does once the copy has taken a while. Stock's daemon tells nothing.
+func (a *app) showCopy(name string) (stop func()) {
+	if !a.term.ErrTTY || a.opts.quiet {
+		return func() {}
+	}
+	// A signal that does not fit is dropped: the next one tells more.
+	signals := make(chan *godbus.Signal, 64)
+	a.bus.Conn.Signal(signals)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		view := copyView{name: cli.Printable(name, false)}
+		defer view.close()
+		for {
+			select {
+			case <-done:
+				return
+			case signal, ok := <-signals:
+				if !ok {
+					signals = nil
+					continue
+				}
+				var source, destination string
+				var copied, total uint64
+				if signal.Name == machine1.OwnMachineInterface+".CopyProgress" &&
+					godbus.Store(signal.Body, &source, &destination, &copied, &total) == nil {
+					view.update(copied, total)
+				}
+			}
+		}
+	})
+	return func() {
+		a.bus.Conn.RemoveSignal(signals)
+		close(done)
+		wg.Wait()
+	}
+}
+
+// copyView is how far a copy is: a bar, or what was copied so far as long as
+// nobody knows how much there is.
+type copyView struct {
+	name    string
+	bar     *cli.Bar
+	counted bool
+}
+
+func (v *copyView) update(copied, total uint64) {
+	if total == 0 {
+		v.counted = true
+		fmt.Fprintf(os.Stderr, "\r\x1b[K%s: %s copied", v.name, cli.FormatBytes(copied))
+		return
+	}
+	if v.bar == nil {
+		of := " of " + cli.FormatBytes(total)
+		v.bar = cli.NewBar(v.name+": ", func(fraction float64) string {
+			return " " + cli.FormatBytes(uint64(fraction*float64(total))) + of
+		})
+	}
+	v.bar.Set(float64(copied) / float64(total))
+}
+
+func (v *copyView) close() {
+	if v.bar != nil {
+		v.bar.Close()
+	}
+	if v.counted {
+		fmt.Fprint(os.Stderr, "\r\x1b[K")
+	}
 }
 
 func runBind(a *app, ctx context.Context, args []string) error {

@@ -3,13 +3,9 @@ package cli
 import (
 	"context"
 	"fmt"
-	"io"
-	"os"
 	"time"
 
 	godbus "github.com/godbus/dbus/v5"
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
 )
 
 const transferInterface = "org.freedesktop.import1.Transfer"
@@ -74,12 +70,8 @@ func (t *Transfers) follow(ctx context.Context, start func(bus *Bus, id *uint32,
 type progress struct {
 	term  *Terminal
 	quiet bool
-	bars  *mpb.Progress
-	bar   *mpb.Bar
+	bar   *Bar
 }
-
-// barSteps is how finely the bar moves: hundredths of a percent.
-const barSteps = 10000
 
 func newProgress(term *Terminal, quiet bool) *progress { return &progress{term: term, quiet: quiet} }
 
@@ -119,11 +111,11 @@ func (p *progress) log(priority uint32, line string) {
 	case priority <= 5:
 		style = StyleBold
 	}
-	if p.bars != nil {
+	if p.bar != nil {
 		if p.term.ErrColor && style != StyleNone {
 			line = string(style) + line + styleOff
 		}
-		if _, err := io.WriteString(p.bars, line+"\n"); err == nil {
+		if p.bar.Print(line) {
 			return
 		}
 	}
@@ -134,33 +126,26 @@ func (p *progress) update(fraction float64) {
 	if fraction < 0 || fraction > 1 || p.quiet || !p.term.ErrTTY {
 		return
 	}
-	if p.bars == nil {
+	if p.bar == nil {
 		started := time.Now()
-		p.bars = mpb.New(mpb.WithOutput(os.Stderr), mpb.WithWidth(40), mpb.PopCompletedMode())
-		p.bar = p.bars.New(barSteps, mpb.BarStyle().Lbound("[").Filler("━").Tip("━").Padding(" ").Rbound("]"),
-			mpb.BarRemoveOnComplete(),
-			mpb.PrependDecorators(decor.Name("Total: "), decor.Percentage(decor.WC{W: 5})),
-			mpb.AppendDecorators(
-				decor.Any(func(s decor.Statistics) string { return rate(s.Current, time.Since(started)) }),
-				decor.AverageETA(decor.ET_STYLE_GO, decor.WC{W: 8}), decor.Name(" left")))
+		// The service tells shares, not bytes; what is known in bytes stands in
+		// the log lines.
+		p.bar = NewBar("Total: ", func(fraction float64) string { return rate(fraction, time.Since(started)) })
 	}
-	p.bar.SetCurrent(int64(fraction * barSteps))
+	p.bar.Set(fraction)
 }
 
 func (p *progress) close() {
-	if p.bars == nil {
-		return
+	if p.bar != nil {
+		p.bar.Close()
+		p.bar = nil
 	}
-	p.bar.Abort(true)
-	p.bars.Wait()
-	p.bars = nil
 }
 
-// rate is the mean speed of the bar. The service tells shares, not bytes; what
-// is known in bytes stands in the log lines.
-func rate(steps int64, elapsed time.Duration) string {
+// rate is the mean speed of a transfer.
+func rate(fraction float64, elapsed time.Duration) string {
 	if elapsed < time.Second {
 		return ""
 	}
-	return fmt.Sprintf(" %.1f%%/s ", float64(steps)*100/barSteps/elapsed.Seconds())
+	return fmt.Sprintf(" %.1f%%/s ", fraction*100/elapsed.Seconds())
 }
