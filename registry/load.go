@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machined/internal/sys"
+	"machined/internal/unit"
 )
 
 // Load reads the state files that an earlier machined, ours or systemd's, left
@@ -54,6 +55,12 @@ func (r *Registry) restore(ctx context.Context, name string) {
 	if e.supervisor == nil {
 		e.m.Supervisor = Process{}
 	}
+	if r.unborn(ctx, e) {
+		log.Info("Machine has no scope and is removed: machined was killed while it was being made.")
+		_ = r.files.remove(&m)
+		e.close()
+		return
+	}
 	if over, err := r.over(ctx, e); over {
 		log.Info("Machine has ended while machined was away.")
 		_ = r.files.remove(&m)
@@ -72,6 +79,20 @@ func (r *Registry) restore(ctx context.Context, name string) {
 		log.WithError(err).Warn("State file is not refreshed.")
 	}
 	e.poke()
+}
+
+// unborn reports whether the scope of a machine was never made: a state file is
+// written before its scope is asked for. PID 1 has handled what an earlier
+// daemon asked of it before it answers us.
+func (r *Registry) unborn(ctx context.Context, e *entry) bool {
+	if e.leader == nil || e.m.Unit != unit.ScopeName(e.m.Name) {
+		return false
+	}
+	if name, _, err := r.unitOf(e.leader.PID()); err != nil || name == e.m.Unit {
+		return false
+	}
+	active, err := r.cfg.Backend.Active(ctx, e.m.Unit)
+	return err == nil && !active
 }
 
 // reopen pins a process that a state file names, if it is still the same one.

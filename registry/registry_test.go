@@ -104,7 +104,7 @@ func TestRestart(t *testing.T) {
 	dir, b := t.TempDir(), newFake()
 	reg, _ := newTestRegistry(t, dir, b)
 	var ends []func()
-	for _, name := range []string{"alive", "dead", "unit-lives"} {
+	for _, name := range []string{"alive", "dead", "unit-lives", "unborn"} {
 		req, end := request(t, name)
 		if _, err := reg.Create(context.Background(), req); err != nil {
 			t.Fatal(err)
@@ -116,6 +116,7 @@ func TestRestart(t *testing.T) {
 	ends[1]()
 	ends[2]()
 	b.active["machine-dead.scope"] = false
+	b.active["machine-unborn.scope"] = false // its leader lives: the daemon died before it asked for the scope
 	for name, text := range map[string]string{
 		"half": "# This is private data. Do not parse.\nNAME=ha", "wrong": "NAME=other\nLEADER=1\n",
 		"huge": "NAME=huge\nROOT=" + strings.Repeat("x", 1<<20), ".#tmp": "", "noclass": "NAME=noclass\nLEADER=2\n",
