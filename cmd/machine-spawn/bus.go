@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	godbus "github.com/godbus/dbus/v5"
+
+	"machined/dbus"
+	"machined/dbus/machine1"
+	"machined/spawn"
+)
+
+const serviceName = "systemd-nspawn"
+
+// bus is the way to machined and PID 1. It connects when it is first used.
+type bus struct{ conn *godbus.Conn }
+
+func (b *bus) connect(ctx context.Context) (*godbus.Conn, error) {
+	if b.conn == nil {
+		conn, err := dbus.ConnectSystem(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("connect to bus: %w", err)
+		}
+		b.conn = conn
+	}
+	return b.conn, nil
+}
+
+// property is a unit property as StartTransientUnit takes it.
+type property struct {
+	Name  string
+	Value godbus.Variant
+}
+
+type deviceAllow struct{ Path, Access string }
+
+// scopeProperties are what a machine's scope gets beside what machined sets.
+func scopeProperties(r spawn.Registration) ([]property, error) {
+	props := []property{
+		{"DevicePolicy", godbus.MakeVariant("closed")},
+	}
+	allow := []deviceAllow{{"/dev/net/tun", "rwm"}, {"char-pts", "rw"}}
+	if _, err := os.Stat("/dev/fuse"); err == nil {
+		allow = append(allow, deviceAllow{"/dev/fuse", "rwm"})
+	}
+	for _, path := range r.Devices {
+		allow = append(allow, deviceAllow{path, "rw"})
+	}
+	props = append(props, property{"DeviceAllow", godbus.MakeVariant(allow)})
+	if r.KillSignal != 0 {
+		props = append(props,
+			property{"KillSignal", godbus.MakeVariant(int32(r.KillSignal))},
+			property{"KillMode", godbus.MakeVariant("mixed")})
+	}
+	if r.Slice != "" {
+		props = append(props, property{"Slice", godbus.MakeVariant(r.Slice)})
+	}
+	for _, assignment := range r.Properties {
+		p, err := unitProperty(assignment)
+		if err != nil {
+			return nil, err
+		}
+		props = append(props, p)
+	}
+	return props, nil
+}
+
+func (b *bus) call(ctx context.Context, method string, args ...any) error {
+	conn, err := b.connect(ctx)
+	if err != nil {
+		return err
+	}
+	return plain(conn.Object(machine1.BusName, machine1.ManagerPath).CallWithContext(ctx, machine1.ManagerInterface+"."+method, 0, args...).Err)
+}
+
+// plain drops the error's name where there is a text for people.
+func plain(err error) error {
+	var e godbus.Error
+	if errors.As(err, &e) && len(e.Body) > 0 {
+		if text, ok := e.Body[0].(string); ok && text != "" {
+			return errors.New(text)
+		}
+	}
+	return err
+}
+
+func netifs(r spawn.Registration) []int32 {
+	if r.NetIf == 0 {
+		return []int32{}
+	}
+	return []int32{int32(r.NetIf)}
+}
+
+func (b *bus) Create(ctx context.Context, r spawn.Registration) error {
+	props, err := scopeProperties(r)
+	if err != nil {
+		return err
+	}
+	return b.call(ctx, "CreateMachineWithNetwork", r.Name, r.ID[:], serviceName, "container", uint32(r.Leader), r.Root, netifs(r), props)
+}
+
+func (b *bus) Register(ctx context.Context, r spawn.Registration) error {
+	return b.call(ctx, "RegisterMachineWithNetwork", r.Name, r.ID[:], serviceName, "container", uint32(r.Leader), r.Root, netifs(r))
+}
+
+func (b *bus) Unregister(ctx context.Context, name string) error {
+	conn, err := b.connect(ctx)
+	if err != nil {
+		return err
+	}
+	err = conn.Object(machine1.BusName, machine1.ManagerPath).CallWithContext(ctx, machine1.ManagerInterface+".UnregisterMachine", 0, name).Err
+	var e godbus.Error
+	if errors.As(err, &e) && e.Name == machine1.ErrorNoSuchMachine {
+		return nil
+	}
+	return plain(err)
+}
+
+const (
+	systemdName = "org.freedesktop.systemd1"
+	systemdPath = godbus.ObjectPath("/org/freedesktop/systemd1")
+	managerName = systemdName + ".Manager"
+)
+
+// Scope makes a scope at PID 1, where that is systemd.
+func (b *bus) Scope(ctx context.Context, r spawn.Registration) (bool, error) {
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
+		return false, nil
+	}
+	extra, err := scopeProperties(r)
+	if err != nil {
+		return false, err
+	}
+	conn, err := b.connect(ctx)
+	if err != nil {
+		return false, err
+	}
+	signals := make(chan *godbus.Signal, 64)
+	conn.Signal(signals)
+	defer conn.RemoveSignal(signals)
+	match := []godbus.MatchOption{godbus.WithMatchInterface(managerName), godbus.WithMatchMember("JobRemoved")}
+	if err := conn.AddMatchSignalContext(ctx, match...); err != nil {
+		return false, err
+	}
+	props := append([]property{
+		{"Description", godbus.MakeVariant("Container " + r.Name)},
+		{"PIDs", godbus.MakeVariant([]uint32{uint32(r.Leader)})},
+		{"Slice", godbus.MakeVariant("machine.slice")},
+		{"Delegate", godbus.MakeVariant(true)},
+		{"CollectMode", godbus.MakeVariant("inactive-or-failed")},
+		{"AddRef", godbus.MakeVariant(true)},
+	}, extra...)
+	manager := conn.Object(systemdName, systemdPath)
+	if err := manager.CallWithContext(ctx, managerName+".Subscribe", 0).Err; err != nil {
+		return false, plain(err)
+	}
+	var job godbus.ObjectPath
+	call := manager.CallWithContext(ctx, managerName+".StartTransientUnit", 0, scopeName(r.Name), "fail", props, []struct {
+		Name  string
+		Props []property
+	}{})
+	if err := call.Store(&job); err != nil {
+		return false, plain(err)
+	}
+	for {
+		select {
+		case s := <-signals:
+			if s == nil {
+				return false, errors.New("connection to the bus is gone")
+			}
+			if len(s.Body) < 4 || s.Body[1] != job {
+				continue
+			}
+			if result, _ := s.Body[3].(string); result != "done" {
+				return false, fmt.Errorf("job for %s ended with %q", scopeName(r.Name), result)
+			}
+			return true, nil
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+	}
+}
+
+// scopeName is the unit of a machine (systemd.unit(5), escaping).
+func scopeName(machine string) string {
+	var b strings.Builder
+	for i, c := range []byte(machine) {
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == ':' || c == '.' && i > 0 {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, `\x%02x`, c)
+		}
+	}
+	return "machine-" + b.String() + ".scope"
+}

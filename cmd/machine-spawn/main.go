@@ -1,0 +1,162 @@
+// Command machine-spawn boots an OS tree or disk image as a machine, or runs one
+// command in it. It is also systemd-nspawn, with the same command line.
+//
+// It owns the command line, the settings file and the way to machined and PID 1;
+// what a machine is made of is package spawn. The same binary is executed again
+// as the machine's first process, before anything here runs.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"machined/spawn"
+	"machined/spawn/settings"
+	"machined/spawn/stage"
+)
+
+// version is stamped by the linker (-X main.version=...).
+var version = "devel"
+
+func init() {
+	if stage.IsStage() {
+		// The stage belongs to the main thread, which init functions run on.
+		runtime.LockOSThread()
+		stage.Main()
+	}
+}
+
+func main() {
+	code, err := run(os.Args[1:])
+	if err != nil && !errors.Is(err, errDone) {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(code)
+}
+
+func run(args []string) (int, error) {
+	c, err := parse(args)
+	if err != nil {
+		return 1, err
+	}
+	if os.Geteuid() != 0 {
+		return 1, errors.New("Need to be root.")
+	}
+	if err := c.findImage(); err != nil {
+		return 1, err
+	}
+	if err := c.settingsFile(); err != nil {
+		return 1, err
+	}
+	o := &c.opts
+	if o.UsersIfAble {
+		if _, err := os.Stat("/proc/self/ns/user"); err != nil {
+			o.Users, o.Ownership = settings.PrivateUsers{}, "off"
+		}
+	}
+	o.Implied()
+	if o.Boot() && o.KillSignal == 0 {
+		o.KillSignal = unix.Signal(34 + 3) // SIGRTMIN+3
+	}
+	if err := o.Validate(); err != nil {
+		return 1, err
+	}
+	if o.Cleanup {
+		return 0, spawn.CleanUp(o.Machine)
+	}
+	return spawn.Run(context.Background(), o, streams(), &bus{})
+}
+
+func streams() spawn.Streams {
+	s := spawn.Streams{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Log: os.Stderr}
+	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	if err == nil && n > 0 && n < 1024 && os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid()) {
+		for fd := range n {
+			unix.CloseOnExec(3 + fd)
+			s.Inherit = append(s.Inherit, os.NewFile(uintptr(3+fd), "LISTEN_FD_"+strconv.Itoa(3+fd)))
+		}
+	}
+	return s
+}
+
+// findImage completes image and machine name from each other.
+func (c *commandLine) findImage() error {
+	o := &c.opts
+	if o.Directory == "" && o.Image == "" {
+		switch {
+		case o.Machine != "" && o.Template != "":
+			o.Directory = filepath.Join("/var/lib/machines", o.Machine)
+		case o.Machine != "" && !o.Cleanup:
+			p, raw, ok := spawn.FindImage(o.Machine)
+			if !ok {
+				return fmt.Errorf("No image for machine '%s'.", o.Machine)
+			}
+			if raw {
+				o.Image = p
+			} else {
+				o.Directory = p
+			}
+		case o.Machine == "" && o.Template != "" && o.Ephemeral:
+			o.Directory, o.Template = o.Template, ""
+			if !strings.Contains(o.Directory, "/") {
+				p, raw, ok := spawn.FindImage(o.Directory)
+				if !ok || raw {
+					return fmt.Errorf("No image for machine '%s'.", o.Directory)
+				}
+				o.Directory = p
+			}
+		case o.Machine == "":
+			wd, err := os.Getwd()
+			if err != nil {
+				return fmt.Errorf("Failed to determine path, please use -D or -i: %w", err)
+			}
+			o.Directory = wd
+		}
+	}
+	c.imagePath = o.Directory
+	if o.Image != "" {
+		c.imagePath = o.Image
+	}
+	c.settingsName = o.Machine
+	if o.Machine == "" {
+		o.Machine = spawn.ImageName(c.imagePath, o.Image != "")
+		if !spawn.ValidMachineName(o.Machine) {
+			return errors.New("Failed to determine machine name automatically, please use -M.")
+		}
+		c.settingsName = o.Machine
+		if o.Ephemeral {
+			// Many may run at once; the settings are those of the plain name.
+			suffix := "-" + randomSuffix()
+			o.Machine = strings.TrimRight(o.Machine[:min(len(o.Machine), 64-len(suffix))], ".-") + suffix
+		}
+	}
+	if o.Cleanup {
+		return nil
+	}
+	return c.preflight()
+}
+
+// preflight refuses a missing image, and a busy one, before anything else is said.
+func (c *commandLine) preflight() error {
+	o := &c.opts
+	if o.Template != "" {
+		return nil
+	}
+	st, err := os.Stat(c.imagePath)
+	if err != nil {
+		return fmt.Errorf("Failed to open %s: %w", c.imagePath, errors.Unwrap(err))
+	}
+	if o.Directory != "" && !st.IsDir() {
+		return fmt.Errorf("%s is not a directory; disk images are given with --image=", c.imagePath)
+	}
+	return nil
+}

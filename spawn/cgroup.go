@@ -1,0 +1,179 @@
+package spawn
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// cgroupMount is where cgroup v2 is mounted, also in a hybrid layout; "" where
+// it is not.
+func cgroupMount() string {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		before, after, ok := strings.Cut(lines.Text(), " - ")
+		if fields := strings.Fields(before); ok && strings.HasPrefix(after, "cgroup2 ") && len(fields) > 4 {
+			return fields[4]
+		}
+	}
+	return ""
+}
+
+// cgroupOf is the cgroup v2 path of a process.
+func cgroupOf(pid int) (string, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(data)) {
+		if p, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); ok {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("process %d is in no cgroup v2: %w", pid, unix.ENOENT)
+}
+
+// delegated are the files of a cgroup that belong to whom it is delegated to
+// (cgroups(7), "Delegation").
+var delegated = []string{
+	"", "cgroup.controllers", "cgroup.events", "cgroup.procs", "cgroup.stat", "cgroup.subtree_control",
+	"cgroup.threads", "memory.oom.group", "memory.reclaim",
+}
+
+// enterCgroup divides the unit's cgroup into payload and, with --keep-unit,
+// supervisor, and puts the processes there. It returns the payload's path.
+func (m *machine) enterCgroup(own bool) error {
+	mount := cgroupMount()
+	if mount == "" {
+		return nil
+	}
+	unit, err := cgroupOf(m.c.PID)
+	if err != nil {
+		return nil // no cgroup v2 for it
+	}
+	unit = strings.TrimSuffix(unit, "/supervisor")
+	if m.opts.KeepUnit {
+		self, err := cgroupOf(os.Getpid())
+		if err != nil {
+			return err
+		}
+		unit = strings.TrimSuffix(self, "/supervisor")
+	}
+	if unit == "" || unit == "/" {
+		if !own {
+			return nil
+		}
+		unit = "/"
+	}
+	if own {
+		// No service manager: a scope of our own making.
+		unit = filepath.Join("/machine.slice", "machine-"+m.opts.Machine+".scope")
+		dir := filepath.Join(mount, unit)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make cgroup %s: %w", unit, err)
+		}
+		m.undo(func() { removeCgroup(dir) })
+	}
+	dir := filepath.Join(mount, unit)
+	payload := filepath.Join(dir, "payload")
+	if err := os.Mkdir(payload, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make cgroup %s/payload: %w", unit, err)
+	}
+	m.undo(func() { removeCgroup(payload) })
+	if m.opts.KeepUnit {
+		supervisor := filepath.Join(dir, "supervisor")
+		if err := os.Mkdir(supervisor, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("make cgroup %s/supervisor: %w", unit, err)
+		}
+		if err := writeFile(supervisor+"/cgroup.procs", strconv.Itoa(os.Getpid())); err != nil {
+			return fmt.Errorf("enter cgroup %s/supervisor: %w", unit, err)
+		}
+	}
+	if err := writeFile(payload+"/cgroup.procs", strconv.Itoa(m.c.PID)); err != nil {
+		return fmt.Errorf("enter cgroup %s/payload: %w", unit, err)
+	}
+	if u := m.plan.Userns; u != nil && u.Base != 0 {
+		for _, name := range delegated {
+			err := os.Chown(filepath.Join(payload, name), int(u.Base), int(u.Base))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("delegate cgroup: %w", err)
+			}
+		}
+	}
+	enableControllers(dir)
+	m.cgroup = payload
+	return nil
+}
+
+// enableControllers lets the payload use what the unit was given. Controllers
+// that can't be divided stay with the unit.
+func enableControllers(dir string) {
+	data, err := os.ReadFile(dir + "/cgroup.controllers")
+	if err != nil {
+		return
+	}
+	for _, name := range strings.Fields(string(data)) {
+		_ = writeFile(dir+"/cgroup.subtree_control", "+"+name)
+	}
+}
+
+func writeFile(name, value string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
+
+// removeCgroup kills what is left in a cgroup and removes it with what is below.
+func removeCgroup(dir string) {
+	_ = writeFile(dir+"/cgroup.kill", "1")
+	deadline := time.Now().Add(2 * time.Second)
+	for {
+		var dirs []string
+		_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, p)
+			}
+			return nil
+		})
+		for i := len(dirs) - 1; i >= 0; i-- {
+			_ = unix.Rmdir(dirs[i])
+		}
+		if _, err := os.Lstat(dir); err != nil || time.Now().After(deadline) || !waitEmpty(dir, deadline) {
+			return
+		}
+	}
+}
+
+// waitEmpty waits for a change of cgroup.events, which the kernel announces as
+// an exceptional condition of the file (cgroup-v2, "populated").
+func waitEmpty(dir string, deadline time.Time) bool {
+	fd, err := unix.Open(dir+"/cgroup.events", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return true
+	}
+	defer unix.Close(fd)
+	var buf [256]byte
+	n, _ := unix.Pread(fd, buf[:], 0)
+	if strings.Contains(string(buf[:max(n, 0)]), "populated 0") {
+		return true
+	}
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}
+	_, err = unix.Poll(fds, int(max(time.Until(deadline).Milliseconds(), 1)))
+	return err == nil || errors.Is(err, unix.EINTR)
+}

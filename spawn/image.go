@@ -1,0 +1,284 @@
+package spawn
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"machined/internal/gpt"
+	"machined/internal/loopdev"
+	"machined/internal/pathlock"
+	"machined/internal/treecopy"
+	"machined/spawn/stage"
+)
+
+// SearchPath is where images are looked up by name, in this order (machinectl(1)).
+var SearchPath = []string{
+	"/etc/machines", "/run/machines", "/var/lib/machines", "/var/lib/container",
+	"/usr/local/lib/machines", "/usr/lib/machines",
+}
+
+// FindImage looks an image up by its name: a directory NAME, or a file NAME.raw.
+func FindImage(name string) (path string, raw, ok bool) {
+	for _, dir := range SearchPath {
+		p := filepath.Join(dir, name)
+		if st, err := os.Stat(p); err == nil {
+			if st.IsDir() {
+				return p, false, true
+			}
+			if st.Mode()&os.ModeDevice != 0 && st.Mode()&os.ModeCharDevice == 0 {
+				return p, true, true
+			}
+		}
+		if st, err := os.Stat(p + ".raw"); err == nil && st.Mode().IsRegular() {
+			return p + ".raw", true, true
+		}
+	}
+	return "", false, false
+}
+
+// ImageName is the machine name that an image's path stands for, "" for none.
+func ImageName(path string, raw bool) string {
+	base := filepath.Base(path)
+	if base == "/" || base == "." {
+		host, _ := os.Hostname()
+		return CleanName(host)
+	}
+	if raw {
+		base = strings.TrimSuffix(base, ".raw")
+	}
+	return CleanName(base)
+}
+
+// attachImage opens and locks the root of the machine and fills in the plan's
+// Root. What it makes is undone by m.undo.
+func (m *machine) attachImage(ctx context.Context) error {
+	o := m.opts
+	if o.Image != "" {
+		return m.attachDisk()
+	}
+	dir := o.Directory
+	if o.Template != "" {
+		if err := m.copyTemplate(ctx); err != nil {
+			return err
+		}
+	}
+	resolved, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return fmt.Errorf("open root directory %q: %w", dir, errors.Unwrap(err))
+	}
+	if resolved == "/" && !o.Ephemeral && o.Volatile != "yes" && o.Volatile != "state" && o.Volatile != "overlay" {
+		return errors.New("Spawning container on root directory is not supported. Consider using --ephemeral, --volatile=yes or --volatile=state.")
+	}
+	m.root = resolved
+	if err := m.checkTree(dir, resolved); err != nil {
+		return err
+	}
+	lock, err := pathlock.Image(resolved, !o.ReadOnly && !o.Ephemeral && o.Volatile != "yes" && o.Volatile != "overlay" && resolved != "/")
+	if errors.Is(err, pathlock.ErrBusy) {
+		return fmt.Errorf("Directory tree %s is currently busy.", dir)
+	}
+	if err != nil && !errors.Is(err, unix.EROFS) {
+		return err
+	}
+	if err == nil {
+		m.undo(lock.Close)
+	}
+	m.plan.Root.Path = resolved
+	if o.Ephemeral {
+		return m.ephemeral(resolved)
+	}
+	return nil
+}
+
+// checkTree refuses what can't be a machine, in stock's words.
+func (m *machine) checkTree(shown, dir string) error {
+	root, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if st, err := root.Stat(); err != nil || !st.IsDir() {
+		return fmt.Errorf("root directory %q: %w", shown, unix.ENOTDIR)
+	}
+	var names []string
+	refusal := fmt.Errorf("Directory %s doesn't look like it has an OS tree (/usr/ directory is missing). Refusing.", shown)
+	switch {
+	case m.plan.Root.Custom != nil || m.opts.PivotNew != "":
+		return nil
+	case m.opts.Boot() && m.opts.Knobs.SkipOSRelease:
+		return nil
+	case m.opts.Boot():
+		names = []string{"etc/os-release", "usr/lib/os-release"}
+		refusal = fmt.Errorf("Directory %s doesn't look like an OS root directory (os-release file is missing). Refusing.", shown)
+	default:
+		names = []string{"usr"}
+	}
+	for _, name := range names {
+		fd, err := openIn(int(root.Fd()), name, unix.O_PATH)
+		if err == nil {
+			_ = unix.Close(fd)
+			return nil
+		}
+	}
+	return refusal
+}
+
+func openIn(root int, name string, flags int) (int, error) {
+	return unix.Openat2(root, name, &unix.OpenHow{
+		Flags:   uint64(flags | unix.O_CLOEXEC),
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+}
+
+// ephemeral lets all changes go to a directory beside the tree, or in /var/tmp
+// where nothing can be put beside it, that goes away at the end.
+func (m *machine) ephemeral(near string) error {
+	var lastErr error
+	for _, parent := range []string{filepath.Dir(near), "/var/tmp"} {
+		dir := filepath.Join(parent, ".#machine."+m.opts.Machine+randomHex(8))
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			lastErr = err
+			continue
+		}
+		m.undo(func() { _ = os.RemoveAll(dir) })
+		m.plan.Root.Overlay = dir
+		return nil
+	}
+	return fmt.Errorf("make ephemeral copy: %w", lastErr)
+}
+
+// copyTemplate makes the root directory from the template when it is missing.
+func (m *machine) copyTemplate(ctx context.Context) error {
+	o := m.opts
+	if _, err := os.Stat(o.Directory); err == nil {
+		return nil
+	}
+	src := o.Template
+	if !strings.Contains(src, "/") {
+		p, raw, ok := FindImage(src)
+		if !ok || raw {
+			return fmt.Errorf("No image for machine '%s'.", src)
+		}
+		src = p
+	}
+	from, err := os.Open(src)
+	if err != nil {
+		return fmt.Errorf("open template: %w", err)
+	}
+	defer from.Close()
+	tmp := filepath.Join(filepath.Dir(o.Directory), ".#"+filepath.Base(o.Directory)+randomHex(8))
+	if err := os.Mkdir(tmp, 0o755); err != nil {
+		return fmt.Errorf("make root from template: %w", err)
+	}
+	to, err := os.Open(tmp)
+	if err == nil {
+		err = treecopy.Copy(ctx, from, to, treecopy.Options{})
+		_ = to.Close()
+	}
+	if err == nil {
+		err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, o.Directory, unix.RENAME_NOREPLACE)
+	}
+	if err != nil {
+		_ = os.RemoveAll(tmp)
+		return fmt.Errorf("make %s from template %s: %w", o.Directory, src, err)
+	}
+	m.say("Populated %s from template %s.", o.Directory, src)
+	return nil
+}
+
+// attachDisk makes block devices of the partitions of a disk image.
+func (m *machine) attachDisk() error {
+	o := m.opts
+	path, err := filepath.EvalSymlinks(o.Image)
+	if err != nil {
+		return fmt.Errorf("open image %q: %w", o.Image, errors.Unwrap(err))
+	}
+	m.root = path
+	readOnly := o.ReadOnly || o.Ephemeral || o.Volatile == "yes" || o.Volatile == "overlay"
+	lock, err := pathlock.Image(path, !readOnly)
+	if errors.Is(err, pathlock.ErrBusy) {
+		return fmt.Errorf("Disk image %s is currently busy.", o.Image)
+	}
+	if err != nil {
+		return err
+	}
+	m.undo(lock.Close)
+	flags := os.O_RDWR
+	if readOnly {
+		flags = os.O_RDONLY
+	}
+	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
+		readOnly = true
+		m.opts.ReadOnly, m.plan.Root.ReadOnly = true, true
+		f, err = os.Open(path)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() && st.Mode()&os.ModeDevice == 0 {
+		return fmt.Errorf("image %q is neither a regular file nor a block device", o.Image)
+	}
+	size, err := f.Seek(0, 2)
+	if err != nil {
+		return err
+	}
+	disk, err := gpt.Read(f, size)
+	if err != nil {
+		return fmt.Errorf("image %q: %w", o.Image, err)
+	}
+	mounts, err := disk.Plan()
+	if err != nil {
+		return fmt.Errorf("image %q: %w", o.Image, err)
+	}
+	for _, p := range mounts {
+		ro := readOnly || p.ReadOnly()
+		fstype := p.FSType
+		if fstype == "" {
+			fstype = gpt.ProbeFS(f, p.Offset, p.Size)
+		}
+		switch fstype {
+		case "":
+			return fmt.Errorf("image %q: the file system of partition %d (%s) is unknown", o.Image, p.Number, p.Designator)
+		case "crypto_LUKS", "DM_verity_hash":
+			return fmt.Errorf("image %q: partition %d (%s) is encrypted or a hash tree: %w", o.Image, p.Number, p.Designator, errors.ErrUnsupported)
+		}
+		dev, err := loopdev.Attach(f, p.Offset, p.Size, ro)
+		if err != nil {
+			return fmt.Errorf("image %q: attach partition %d: %w", o.Image, p.Number, err)
+		}
+		m.undo(func() { _ = dev.Close() })
+		if p.Where == "/" {
+			m.plan.Root.Device, m.plan.Root.FSType = dev.Path, fstype
+			m.plan.Root.ReadOnly = m.plan.Root.ReadOnly || ro && !o.Ephemeral
+			continue
+		}
+		m.plan.Root.Extra = append(m.plan.Root.Extra, stage.Partition{Device: dev.Path, FSType: fstype, Dest: p.Where, ReadOnly: ro})
+	}
+	if m.plan.Root.Device == "" {
+		return fmt.Errorf("image %q: %w", o.Image, gpt.ErrNoRoot)
+	}
+	if o.Ephemeral {
+		return m.ephemeral(path)
+	}
+	return nil
+}
+
+func randomHex(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b)
+	return hex.EncodeToString(b)
+}

@@ -1,0 +1,352 @@
+package spawn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"machined/internal/netname"
+	"machined/internal/pathlock"
+	"machined/internal/portmap"
+	"machined/spawn/settings"
+)
+
+// zoneLock is held while zones are made and removed; stock takes the same.
+const zoneLock = "/run/systemd/nspawn-network-zone"
+
+// plugNetwork makes the machine's links. The kernel removes what we made with the
+// machine's network namespace; what was the host's is given back by m.undo.
+func (m *machine) plugNetwork() error {
+	o := m.opts
+	if !m.plan.NewNet {
+		return nil
+	}
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer host.Close()
+	for _, step := range []func(*netlink.Handle) error{m.interfaces, m.mainLink, m.extraLinks, m.stackedLinks} {
+		if err := step(host); err != nil {
+			return err
+		}
+	}
+	if len(o.Ports) > 0 {
+		return m.exposePorts()
+	}
+	return nil
+}
+
+func (m *machine) mainLink(host *netlink.Handle) error {
+	o := m.opts
+	if !o.Veth {
+		return nil
+	}
+	bridged := o.Bridge != "" || o.Zone != ""
+	name, alt := netname.HostVeth(o.Machine, bridged)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.HardwareAddr = name, netname.MAC(hostID(), o.Machine, netname.KeyHost, 0)
+	inside := netname.MAC(hostID(), o.Machine, netname.KeyContainer, 0)
+	if o.Knobs.HostMAC != "" {
+		mac, err := parseMAC(o.Knobs.HostMAC)
+		if err != nil {
+			return err
+		}
+		inside = mac
+	}
+	link := &netlink.Veth{LinkAttrs: attrs, PeerName: netname.ContainerVeth, PeerHardwareAddr: inside, PeerNamespace: netlink.NsPid(m.c.PID)}
+	index, err := m.addVeth(host, link, alt)
+	if err != nil {
+		return err
+	}
+	m.netif = index
+	switch {
+	case o.Bridge != "":
+		bridge, err := host.LinkByName(o.Bridge)
+		if err != nil {
+			return fmt.Errorf("join bridge %q: %w", o.Bridge, err)
+		}
+		return m.joinBridge(host, index, bridge)
+	case o.Zone != "":
+		return m.joinZone(host, index)
+	}
+	return nil
+}
+
+// addVeth makes a pair of links and returns the index of the host's end.
+func (m *machine) addVeth(host *netlink.Handle, link *netlink.Veth, alt string) (int, error) {
+	if err := host.LinkAdd(link); err != nil {
+		return 0, fmt.Errorf("add virtual Ethernet link %s:%s: %w", link.Name, link.PeerName, err)
+	}
+	made, err := host.LinkByName(link.Name)
+	if err != nil {
+		return 0, fmt.Errorf("find link %q: %w", link.Name, err)
+	}
+	index := made.Attrs().Index
+	m.undo(func() {
+		// Gone already where the machine's namespace is.
+		if l, err := netlink.LinkByIndex(index); err == nil && l.Attrs().Name == link.Name {
+			_ = netlink.LinkDel(l)
+		}
+	})
+	if alt != "" {
+		if err := host.LinkAddAltName(made, alt); err != nil {
+			m.warn("Failed to set alternative name %s of link %s, ignoring: %v", alt, link.Name, err)
+		}
+	}
+	return index, nil
+}
+
+func (m *machine) joinBridge(host *netlink.Handle, index int, bridge netlink.Link) error {
+	port, err := host.LinkByIndex(index)
+	if err != nil {
+		return err
+	}
+	name := bridge.Attrs().Name
+	if err := host.LinkSetMasterByIndex(port, bridge.Attrs().Index); err != nil {
+		return fmt.Errorf("join bridge %q: %w", name, err)
+	}
+	if err := host.LinkSetUp(port); err != nil {
+		return fmt.Errorf("bring up link to bridge %q: %w", name, err)
+	}
+	m.netif = bridge.Attrs().Index
+	return nil
+}
+
+// joinZone puts the link into the zone's bridge, which comes with its first
+// machine and goes with its last.
+func (m *machine) joinZone(host *netlink.Handle, index int) error {
+	name := netname.Zone(m.opts.Zone)
+	lock, err := pathlock.File(zoneLock, true)
+	if err != nil {
+		return fmt.Errorf("lock network zones: %w", err)
+	}
+	defer lock.Close()
+	bridge, err := host.LinkByName(name)
+	if err != nil {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = name
+		if err := host.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add bridge %q: %w", name, err)
+		}
+		if bridge, err = host.LinkByName(name); err != nil {
+			return fmt.Errorf("find bridge %q: %w", name, err)
+		}
+		if err := host.LinkSetUp(bridge); err != nil {
+			return fmt.Errorf("bring up bridge %q: %w", name, err)
+		}
+	}
+	m.undoFirst(func() { removeZone(name) })
+	return m.joinBridge(host, index, bridge)
+}
+
+// removeZone removes a bridge without ports.
+func removeZone(name string) {
+	lock, err := pathlock.File(zoneLock, true)
+	if err != nil {
+		return
+	}
+	defer lock.Close()
+	entries, err := os.ReadDir("/sys/class/net/" + name + "/brif")
+	if err != nil || len(entries) > 0 {
+		return
+	}
+	if bridge, err := netlink.LinkByName(name); err == nil {
+		_ = netlink.LinkDel(bridge)
+	}
+}
+
+func (m *machine) extraLinks(host *netlink.Handle) error {
+	for i, l := range m.opts.VethExtra {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = l.Host
+		idx := uint64(i)
+		attrs.HardwareAddr = netname.MAC(hostID(), m.opts.Machine, netname.KeyExtraHost, idx)
+		link := &netlink.Veth{
+			LinkAttrs: attrs, PeerName: l.Container, PeerNamespace: netlink.NsPid(m.c.PID),
+			PeerHardwareAddr: netname.MAC(hostID(), m.opts.Machine, netname.KeyExtraContainer, idx),
+		}
+		if _, err := m.addVeth(host, link, ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *machine) stackedLinks(host *netlink.Handle) error {
+	for i, l := range m.opts.MACVLANs {
+		parent, err := host.LinkByName(l.Host)
+		if err != nil {
+			return fmt.Errorf("find network interface %q: %w", l.Host, err)
+		}
+		attrs := stacked(l, parent, m.c.PID)
+		attrs.HardwareAddr = netname.MAC(hostID(), m.opts.Machine, netname.KeyMACVLAN, uint64(i))
+		if err := host.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}); err != nil {
+			return fmt.Errorf("add macvlan link on %q: %w", l.Host, err)
+		}
+	}
+	for _, l := range m.opts.IPVLANs {
+		parent, err := host.LinkByName(l.Host)
+		if err != nil {
+			return fmt.Errorf("find network interface %q: %w", l.Host, err)
+		}
+		if err := host.LinkAdd(&netlink.IPVlan{LinkAttrs: stacked(l, parent, m.c.PID), Mode: netlink.IPVLAN_MODE_L2}); err != nil {
+			return fmt.Errorf("add ipvlan link on %q: %w", l.Host, err)
+		}
+	}
+	return nil
+}
+
+func stacked(l settings.Link, parent netlink.Link, pid int) netlink.LinkAttrs {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.ParentIndex, attrs.Namespace = l.Container, parent.Attrs().Index, netlink.NsPid(pid)
+	return attrs
+}
+
+// interfaces moves links of the host into the machine, and back at the end.
+func (m *machine) interfaces(host *netlink.Handle) error {
+	if len(m.opts.Interfaces) == 0 {
+		return nil
+	}
+	inside, err := netns.GetFromPid(m.c.PID)
+	if err != nil {
+		return fmt.Errorf("open network namespace of the machine: %w", err)
+	}
+	guest, err := netlink.NewHandleAt(inside, unix.NETLINK_ROUTE)
+	if err != nil {
+		_ = inside.Close()
+		return fmt.Errorf("open netlink of the machine: %w", err)
+	}
+	m.undo(func() { guest.Close(); _ = inside.Close() })
+	for _, l := range m.opts.Interfaces {
+		link, err := host.LinkByName(l.Host)
+		if err != nil {
+			return fmt.Errorf("find network interface %q: %w", l.Host, err)
+		}
+		index, original := link.Attrs().Index, link.Attrs().Name
+		if err := host.LinkSetNsPid(link, m.c.PID); err != nil {
+			return fmt.Errorf("move network interface %q into the machine: %w", l.Host, err)
+		}
+		m.undo(func() { giveBack(guest, index, original) })
+		moved, err := guest.LinkByIndex(index)
+		if err != nil {
+			moved, err = guest.LinkByName(original)
+		}
+		if err != nil {
+			return fmt.Errorf("find network interface %q in the machine: %w", l.Host, err)
+		}
+		if l.Container != original {
+			if err := guest.LinkSetName(moved, l.Container); err != nil {
+				return fmt.Errorf("rename network interface %q to %q: %w", l.Host, l.Container, err)
+			}
+		}
+	}
+	return nil
+}
+
+// giveBack moves a link to our own network namespace, under its old name.
+func giveBack(guest *netlink.Handle, index int, name string) {
+	link, err := guest.LinkByIndex(index)
+	if err != nil {
+		return
+	}
+	_ = guest.LinkSetDown(link)
+	if link.Attrs().Name != name {
+		_ = guest.LinkSetName(link, name)
+	}
+	self, err := netns.Get()
+	if err != nil {
+		return
+	}
+	defer self.Close()
+	_ = guest.LinkSetNsFd(link, int(self))
+}
+
+// exposePorts leads ports of the host to whatever address the machine has.
+func (m *machine) exposePorts() error {
+	ports := make([]portmap.Port, len(m.opts.Ports))
+	for i, p := range m.opts.Ports {
+		ports[i] = portmap.Port{Protocol: p.Protocol, Host: p.Host, Container: p.Container}
+	}
+	inside, err := netns.GetFromPid(m.c.PID)
+	if err != nil {
+		return fmt.Errorf("open network namespace of the machine: %w", err)
+	}
+	updates, done := make(chan netlink.AddrUpdate, 16), make(chan struct{})
+	err = netlink.AddrSubscribeWithOptions(updates, done, netlink.AddrSubscribeOptions{Namespace: &inside, ListExisting: true})
+	if err != nil {
+		_ = inside.Close()
+		return fmt.Errorf("watch addresses of the machine: %w", err)
+	}
+	e := &exposure{m: m, ports: ports}
+	forwarder, err := portmap.Listen(ports, e.target)
+	if err != nil {
+		close(done)
+		_ = inside.Close()
+		return fmt.Errorf("forward ports of the loopback addresses: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	finished := make(chan struct{})
+	go func() { defer close(finished); forwarder.Run(ctx) }()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		for {
+			select {
+			case u, ok := <-updates:
+				if !ok {
+					return
+				}
+				e.update(u)
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	m.undo(func() {
+		cancel()
+		close(done)
+		<-watched
+		<-finished
+		e.clear()
+		_ = inside.Close()
+	})
+	return nil
+}
+
+func parseMAC(s string) ([]byte, error) {
+	var mac []byte
+	for i := 0; i+1 < len(s); i += 3 {
+		b, err := strconv.ParseUint(s[i:i+2], 16, 8)
+		if err != nil {
+			return nil, fmt.Errorf("SYSTEMD_NSPAWN_NETWORK_MAC %q is no hardware address", s)
+		}
+		mac = append(mac, byte(b))
+	}
+	if len(mac) != 6 {
+		return nil, fmt.Errorf("SYSTEMD_NSPAWN_NETWORK_MAC %q is no hardware address", s)
+	}
+	return mac, nil
+}
+
+// netnsFile opens the namespace of --network-namespace-path=.
+func netnsFile(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	runtime.KeepAlive(f)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		_ = f.Close()
+		return nil, fmt.Errorf("Path %s doesn't refer to a network namespace, refusing.", path)
+	}
+	return f, nil
+}

@@ -1,0 +1,465 @@
+package spawn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"machined/internal/uidrange"
+	"machined/spawn/settings"
+	"machined/spawn/stage"
+)
+
+// machine is one run of a machine, from the image to the payload's end.
+type machine struct {
+	opts     *Options
+	io       Streams
+	bus      Registrar
+	notify   notifier
+	plan     stage.Plan
+	c        *stage.Container
+	id       [16]byte
+	root     string // on the host, for people and machined
+	netif    int
+	cgroup   string // payload's, on the host
+	tempDirs []string
+
+	logMu sync.Mutex
+	undos []func()
+}
+
+// undo registers what is to be done at the end, last first.
+func (m *machine) undo(f func()) { m.undos = append(m.undos, f) }
+
+// undoFirst registers what is to be done after everything registered so far.
+func (m *machine) undoFirst(f func()) { m.undos = append([]func(){f}, m.undos...) }
+
+func (m *machine) cleanUp() {
+	for i := len(m.undos) - 1; i >= 0; i-- {
+		m.undos[i]()
+	}
+	m.undos = nil
+}
+
+func (m *machine) say(format string, args ...any) {
+	if !m.opts.Quiet {
+		m.warn(format, args...)
+	}
+}
+
+func (m *machine) warn(format string, args ...any) {
+	m.logMu.Lock()
+	defer m.logMu.Unlock()
+	_, _ = fmt.Fprintf(m.io.Log, format+"\n", args...)
+}
+
+// outcome is how a payload ended.
+type outcome struct {
+	code   int
+	reboot bool
+}
+
+// Run boots the machine or runs its command, until it ends for good. It returns
+// the exit status of the whole program. Options have been validated.
+func Run(ctx context.Context, opts *Options, streams Streams, bus Registrar) (int, error) {
+	// The root of the machine outlives a reboot: lock, snapshot, UID range.
+	for {
+		m := &machine{opts: opts, io: streams, bus: bus, notify: newNotifier()}
+		result, err := m.once(ctx)
+		if err != nil {
+			return 1, err
+		}
+		switch {
+		case !result.reboot:
+			return result.code, nil
+		case opts.KeepUnit:
+			m.notify.send("EXIT_STATUS=" + strconv.Itoa(ExitReboot))
+			return ExitReboot, nil
+		}
+	}
+}
+
+func (m *machine) once(ctx context.Context) (result outcome, err error) {
+	defer m.cleanUp()
+	exe, err := sealedSelf()
+	if err != nil {
+		return outcome{}, err
+	}
+	m.undo(func() { _ = exe.Close() })
+	if err := m.makePlan(); err != nil {
+		return outcome{}, err
+	}
+	if err := m.attachImage(ctx); err != nil {
+		return outcome{}, err
+	}
+	if err := m.pickUsers(); err != nil {
+		return outcome{}, err
+	}
+	m.identity()
+	m.followHost()
+	if err := m.linkJournal(); err != nil {
+		return outcome{}, err
+	}
+	if err := m.hostDirs(); err != nil {
+		return outcome{}, err
+	}
+	m.say("Spawning container %s on %s.", m.opts.Machine, m.root)
+	if m.plan.Console.PTY && m.opts.Console == "interactive" {
+		m.say("Press ^] three times within 1s to kill container.")
+	}
+	stageIO := stage.IO{Stdin: m.io.Stdin, Stdout: m.io.Stdout, Stderr: m.io.Stderr, Inherit: m.io.Inherit, Exe: exe}
+	if m.opts.NetnsPath != "" {
+		f, err := netnsFile(m.opts.NetnsPath)
+		if err != nil {
+			return outcome{}, err
+		}
+		m.undo(func() { _ = f.Close() })
+		stageIO.NetNS = f
+	}
+	shift := func(rootfd int, base uint32) error { return uidrange.Shift(ctx, rootfd, base) }
+	if m.c, err = stage.Start(&m.plan, stageIO, shift, m.warn); err != nil {
+		return outcome{}, err
+	}
+	return m.supervise(ctx)
+}
+
+// supervise leads the first process through its set-up, and waits for its end.
+func (m *machine) supervise(ctx context.Context) (outcome, error) {
+	exited := make(chan syscall.WaitStatus, 1)
+	go func() {
+		var ws syscall.WaitStatus
+		for {
+			_, err := syscall.Wait4(m.c.PID, &ws, 0, nil)
+			if err == nil || !errors.Is(err, syscall.EINTR) {
+				break
+			}
+		}
+		exited <- ws
+	}()
+	reaped := false
+	m.undo(m.c.Close)
+	m.undo(func() {
+		if !reaped {
+			_ = unix.PidfdSendSignal(m.c.PIDFD, unix.SIGKILL, nil, 0)
+			<-exited
+		}
+	})
+	if err := m.setUp(ctx); err != nil {
+		return outcome{}, err
+	}
+	stop := make(chan struct{})
+	defer close(stop)
+	m.announce(stop)
+
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT)
+	defer signal.Stop(signals)
+	console := m.startConsole()
+	asked := false
+	for {
+		select {
+		case ws := <-exited:
+			reaped = true
+			console.finish()
+			return m.ended(ws), nil
+		case <-console.killed:
+			console.killed = nil
+			_ = unix.PidfdSendSignal(m.c.PIDFD, unix.SIGKILL, nil, 0)
+		case <-ctx.Done():
+			ctx = context.Background()
+			_ = unix.PidfdSendSignal(m.c.PIDFD, unix.SIGKILL, nil, 0)
+		case <-signals:
+			sig := m.opts.KillSignal
+			if asked || sig == 0 {
+				sig = unix.SIGKILL
+			}
+			if !asked {
+				m.notify.send("STOPPING=1", "STATUS=Container being shut down.")
+			}
+			if sig != unix.SIGKILL {
+				m.say("Trying to halt container. Send SIGTERM again to trigger immediate termination.")
+			}
+			asked = true
+			_ = unix.PidfdSendSignal(m.c.PIDFD, sig, nil, 0)
+		}
+	}
+}
+
+// setUp carries out the handshake with the stage. On error the caller kills.
+func (m *machine) setUp(ctx context.Context) error {
+	if err := m.writeMaps(); err != nil {
+		return err
+	}
+	if err := m.plugNetwork(); err != nil {
+		return err
+	}
+	if err := m.c.Chan.Send(stage.StepMapped, &m.plan); err != nil {
+		return fmt.Errorf("start stage: %w", err)
+	}
+	// Registering needs nothing of the stage, nor the stage of it.
+	registered := make(chan error, 1)
+	go func() { registered <- m.register(ctx) }()
+	err := m.c.Chan.Wait(stage.StepMounted)
+	if err == nil {
+		err = m.c.Unpin()
+	}
+	if regErr := <-registered; err == nil {
+		err = regErr
+	}
+	if err != nil {
+		return stageError(err)
+	}
+	if err := m.c.Chan.Send(stage.StepCgroup, nil); err != nil {
+		return fmt.Errorf("go on with stage: %w", err)
+	}
+	if err := m.c.Chan.Wait(stage.StepReady); err != nil {
+		return stageError(err)
+	}
+	m.payloadNotify(m.c.Notify, m.c.PID)
+	if err := m.c.Chan.Send(stage.StepExecute, nil); err != nil {
+		return fmt.Errorf("execute payload: %w", err)
+	}
+	// The end of the channel is the execution.
+	if err := m.c.Chan.Wait(""); !errors.Is(err, stage.ErrExecuted) {
+		return stageError(err)
+	}
+	return nil
+}
+
+func stageError(err error) error {
+	if errors.Is(err, stage.ErrExecuted) {
+		return errors.New("first process of the machine died while it was set up")
+	}
+	return err
+}
+
+// register tells machined and the service manager, and enters the cgroup that
+// comes of it.
+func (m *machine) register(ctx context.Context) error {
+	o := m.opts
+	r := Registration{
+		Name: o.Machine, ID: m.id, Leader: m.c.PID, Root: m.root, NetIf: m.netif, Slice: o.Slice,
+		KillSignal: int(o.KillSignal), Properties: o.Properties, Devices: m.boundDevices(),
+	}
+	own := false
+	switch {
+	case o.Knobs.SharePID || o.Knobs.ShareUTS || !o.Register && o.KeepUnit:
+	case o.Register && o.KeepUnit:
+		// The unit's cgroup comes first: machined looks at where the leader is.
+		if err := m.enterCgroup(false); err != nil {
+			return err
+		}
+		if err := m.bus.Register(ctx, r); err != nil {
+			return fmt.Errorf("Failed to register machine: %w", err)
+		}
+		m.undo(m.unregister)
+		return nil
+	case o.Register:
+		if err := m.bus.Create(ctx, r); err != nil {
+			return fmt.Errorf("Failed to register machine: %w", err)
+		}
+		m.undo(m.unregister)
+	default:
+		made, err := m.bus.Scope(ctx, r)
+		if err != nil {
+			return fmt.Errorf("Failed to allocate scope: %w", err)
+		}
+		own = !made
+	}
+	return m.enterCgroup(own)
+}
+
+func (m *machine) unregister() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := m.bus.Unregister(ctx, m.opts.Machine); err != nil {
+		m.warn("Failed to unregister machine, ignoring: %v", err)
+	}
+}
+
+func (m *machine) boundDevices() []string {
+	var out []string
+	for _, mount := range m.plan.Mounts {
+		if mount.Kind != "bind" || mount.Sources[0].Inside {
+			continue
+		}
+		if st, err := os.Stat(mount.Sources[0].Path); err == nil && st.Mode()&os.ModeDevice != 0 {
+			out = append(out, mount.Sources[0].Path)
+		}
+	}
+	return out
+}
+
+// writeMaps gives the user namespace its map (user_namespaces(7)).
+func (m *machine) writeMaps() error {
+	u := m.plan.Userns
+	if u == nil {
+		return nil
+	}
+	line := fmt.Sprintf("0 %d %d\n", u.Base, u.Count)
+	for _, name := range []string{"uid_map", "gid_map"} {
+		if err := writeFile("/proc/"+strconv.Itoa(m.c.PID)+"/"+name, line); err != nil {
+			return fmt.Errorf("write %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// pickUsers chooses the machine's range of host UIDs and holds it.
+func (m *machine) pickUsers() error {
+	o := m.opts
+	var st unix.Stat_t
+	if m.plan.Root.Path != "" {
+		if err := unix.Stat(m.plan.Root.Path, &st); err != nil {
+			return &os.PathError{Op: "stat", Path: m.plan.Root.Path, Err: err}
+		}
+	}
+	u := &stage.Userns{Count: uidrange.Size}
+	switch o.Users.Mode {
+	case settings.UserNone:
+		return nil
+	case settings.UserIdentity:
+	case settings.UserFixed:
+		u.Base, u.Count = o.Users.Base, o.Users.Count
+	case settings.UserRoot:
+		if st.Uid&0xffff0000 != st.Gid&0xffff0000 {
+			return fmt.Errorf("UID and GID base of %s don't match.", m.root)
+		}
+		u.Base = st.Uid & 0xffff0000
+	case settings.UserPick:
+		r, err := uidrange.Pick(st.Uid, o.Machine)
+		if err != nil {
+			return fmt.Errorf("pick UID range: %w", err)
+		}
+		m.undo(r.Close)
+		u.Base = r.Base
+		m.say("Selected user namespace base %d and range %d.", u.Base, u.Count)
+	}
+	m.plan.Userns = u
+	for _, dir := range append(m.tempDirs, m.plan.Root.Overlay) {
+		if dir != "" && u.Base != 0 {
+			if err := os.Chown(dir, int(u.Base), int(u.Base)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// identity decides the machine's UUID: the image's own counts.
+func (m *machine) identity() {
+	id, ok := m.imageID()
+	if !ok {
+		id = m.opts.UUID
+	}
+	if id == [16]byte{} {
+		id = newID()
+	}
+	m.id, m.plan.UUID = id, dashed(id)
+}
+
+// hostDirs makes the directory through which mounts are handed in.
+func (m *machine) hostDirs() error {
+	dir := m.plan.Propagate
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o600); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	m.undo(func() { _ = os.Remove(dir) })
+	return nil
+}
+
+// announce tells the service manager that the machine is there.
+func (m *machine) announce(stop <-chan struct{}) {
+	lines := []string{"STATUS=Container running.", "X_NSPAWN_LEADER_PID=" + strconv.Itoa(m.c.PID)}
+	if !m.opts.NotifyReady {
+		lines = append(lines, "READY=1")
+	}
+	m.notify.send(lines...)
+	m.notify.watchdog(stop)
+}
+
+// ended reads the payload's end. An init ends by reboot(2), which the kernel
+// turns into a signal (pid_namespaces(7)).
+func (m *machine) ended(ws syscall.WaitStatus) outcome {
+	name := m.opts.Machine
+	m.notify.send("STOPPING=1", "STATUS=Terminating...")
+	switch {
+	case ws.Exited() && ws.ExitStatus() == 0:
+		m.say("Container %s exited successfully.", name)
+		return outcome{}
+	case ws.Exited():
+		code := ws.ExitStatus()
+		m.say("Container %s failed with error code %d.", name, code)
+		if code == ExitReboot {
+			code = 1
+		}
+		return outcome{code: code}
+	case ws.Signal() == syscall.SIGINT:
+		m.say("Container %s has been shut down.", name)
+		return outcome{}
+	case ws.Signal() == syscall.SIGHUP:
+		m.say("Container %s is being rebooted.", name)
+		return outcome{reboot: true}
+	}
+	m.warn("Container %s terminated by signal %s.", name, signalName(ws.Signal()))
+	return outcome{code: 1}
+}
+
+func signalName(sig syscall.Signal) string {
+	if name := unix.SignalName(sig); name != "" {
+		return strings.TrimPrefix(name, "SIG")
+	}
+	return strconv.Itoa(int(sig))
+}
+
+// sealedSelf is this program in memory, where nobody can write to it: a machine
+// may reach it as /proc/1/exe.
+func sealedSelf() (*os.File, error) {
+	src, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	st, err := src.Stat()
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.MemfdCreate("machine-spawn", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|mfdExec)
+	if errors.Is(err, unix.EINVAL) {
+		fd, err = unix.MemfdCreate("machine-spawn", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), "machine-spawn")
+	for left := st.Size(); left > 0; {
+		n, err := unix.Sendfile(fd, int(src.Fd()), nil, int(left))
+		if err != nil || n == 0 {
+			_ = f.Close()
+			return nil, fmt.Errorf("copy program into memory: %w", errors.Join(err, unix.EIO))
+		}
+		left -= int64(n)
+	}
+	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("seal program: %w", err)
+	}
+	return f, nil
+}
+
+// mfdExec is MFD_EXEC of memfd_create(2), Linux 6.3.
+const mfdExec = 0x10

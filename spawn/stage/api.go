@@ -1,0 +1,460 @@
+package stage
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	nosuid   = unix.MOUNT_ATTR_NOSUID
+	nodev    = unix.MOUNT_ATTR_NODEV
+	noexec   = unix.MOUNT_ATTR_NOEXEC
+	readonly = unix.MOUNT_ATTR_RDONLY
+	strict   = unix.MOUNT_ATTR_STRICTATIME
+)
+
+// apiMounts mounts what belongs to no user namespace: /dev, /run, /tmp, and /sys
+// when the machine shares the host's network.
+func (o *outer) apiMounts() error {
+	t := o.root
+	type entry struct {
+		where, mode, size, inodes string
+		attrs                     int
+		on                        bool
+	}
+	for _, e := range []entry{
+		{"/tmp", "1777", "10%", "1m", nosuid | nodev | strict, o.plan.TmpfsTmp},
+		{"/dev", "0755", "4m", "65536", nosuid | strict, true},
+		{"/dev/shm", "1777", "10%", "1m", nosuid | nodev | strict, true},
+		{"/run", "0755", "20%", "800k", nosuid | nodev | strict, true},
+	} {
+		if !e.on || (!within(e.where, "/dev") && t.isMountPoint(e.where)) {
+			continue
+		}
+		o.asMachineRoot()
+		err := t.mkdir(e.where, 0o755)
+		o.asHost()
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", e.where, err)
+		}
+		if err := t.mountFS(e.where, "tmpfs", e.attrs, tmpfsOptions(e.mode, e.size, e.inodes, o.base, o.shifted)...); err != nil {
+			return err
+		}
+	}
+	if o.plan.PrivateNet {
+		return t.mountFS("/sys", "tmpfs", nosuid|nodev|noexec|strict, tmpfsOptions("0555", "4m", "1024", o.base, o.shifted)...)
+	}
+	attrs := nosuid | nodev | noexec
+	if o.plan.APIVFS == "no" {
+		attrs |= readonly
+	}
+	return t.mountFS("/sys", "sysfs", attrs)
+}
+
+// node is one device of /dev.
+type node struct {
+	name         string
+	major, minor uint32
+	optional     bool
+}
+
+var standardNodes = []node{
+	{"null", 1, 3, false}, {"zero", 1, 5, false}, {"full", 1, 7, false}, {"random", 1, 8, false},
+	{"urandom", 1, 9, false}, {"tty", 5, 0, false}, {"net/tun", 10, 200, true}, {"fuse", 10, 229, true},
+}
+
+// devices fills /dev.
+func (o *outer) devices() error {
+	o.asMachineRoot()
+	defer o.asHost()
+	t := o.root
+	dev, err := t.dir("/dev", 0o755)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dev)
+	in := tree{dev}
+	for _, n := range standardNodes {
+		if err := o.deviceNode(in, n); err != nil {
+			return err
+		}
+	}
+	for _, l := range []struct{ name, target string }{
+		{"fd", "/proc/self/fd"}, {"stdin", "/proc/self/fd/0"}, {"stdout", "/proc/self/fd/1"},
+		{"stderr", "/proc/self/fd/2"}, {"ptmx", "pts/ptmx"},
+	} {
+		if err := in.symlink(l.target, l.name); err != nil {
+			return err
+		}
+	}
+	if _, err := os.Lstat("/proc/kcore"); err == nil {
+		_ = in.symlink("/proc/kcore", "core")
+	}
+	for _, d := range []string{"pts", "mqueue"} {
+		if err := in.mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	gid := uint32(5)
+	if o.shifted {
+		gid += o.base
+	}
+	o.asHost()
+	if err := in.mountFS("pts", "devpts", nosuid|noexec,
+		option{"newinstance", ""}, option{"ptmxmode", "0666"}, option{"mode", "0620"},
+		option{"gid", strconv.FormatUint(uint64(gid), 10)}); err != nil {
+		return err
+	}
+	if o.shifted {
+		// devpts gives its own ptmx to the root of the mounting namespace.
+		if fd, err := in.open("pts/ptmx", unix.O_PATH, 0); err == nil {
+			_ = unix.Fchownat(fd, "", int(o.base), int(o.base), unix.AT_EMPTY_PATH)
+			_ = unix.Close(fd)
+		}
+	}
+	return nil
+}
+
+func (o *outer) deviceNode(in tree, n node) error {
+	number := unix.Mkdev(n.major, n.minor)
+	host := "/dev/" + n.name
+	var st unix.Stat_t
+	err := unix.Stat(host, &st)
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR {
+		if n.optional {
+			return nil
+		}
+		return &os.PathError{Op: "stat", Path: host, Err: unix.ENODEV}
+	}
+	if n.optional {
+		// The device policy of our unit may forbid it: then it must not be there.
+		fd, err := unix.Open(host, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return nil
+		}
+		_ = unix.Close(fd)
+	}
+	dir := in
+	if d := path.Dir(n.name); d != "." {
+		fd, err := in.dir(d, 0o755)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		dir = tree{fd}
+	}
+	name := path.Base(n.name)
+	if err := unix.Mknodat(dir.fd, name, unix.S_IFCHR|0o666, int(number)); err == nil {
+		if fd, err := dir.open(name, unix.O_PATH, 0); err == nil {
+			_ = unix.Chmod(procFD(fd), 0o666)
+			_ = unix.Close(fd)
+		}
+	} else if !errors.Is(err, unix.EEXIST) {
+		// No right to make nodes: show the host's.
+		if err := bindHostFile(dir, host, name); err != nil {
+			return fmt.Errorf("make %s: %w", host, err)
+		}
+	}
+	link := fmt.Sprintf("char/%d:%d", n.major, n.minor)
+	return in.symlink("../"+n.name, link)
+}
+
+// bindHostFile shows the host's file at name of a tree.
+func bindHostFile(in tree, host, name string) error {
+	src, err := unix.Open(host, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(src)
+	target, err := in.node(name)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	m, err := cloneTree(src, false)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(m)
+	return attach(m, target)
+}
+
+// terminal allocates the console in the machine's own devpts.
+func (o *outer) terminal() error {
+	p := o.plan.Console
+	if !p.PTY {
+		return nil
+	}
+	o.asMachineRoot()
+	defer o.asHost()
+	master, err := o.root.open("/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("allocate console: %w", err)
+	}
+	o.c.Master = os.NewFile(uintptr(master), "console")
+	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
+		return fmt.Errorf("unlock console: %w", err)
+	}
+	number, err := unix.IoctlGetInt(master, unix.TIOCGPTN)
+	if err != nil {
+		return fmt.Errorf("allocate console: %w", err)
+	}
+	if p.Rows > 0 || p.Cols > 0 {
+		_ = unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, &unix.Winsize{Row: p.Rows, Col: p.Cols})
+	}
+	name := "/dev/pts/" + strconv.Itoa(number)
+	slave, err := o.root.open(name, unix.O_PATH, 0)
+	if err != nil {
+		return fmt.Errorf("open console: %w", err)
+	}
+	defer unix.Close(slave)
+	if o.shifted {
+		_ = unix.Fchownat(slave, "", int(o.base), int(o.base+5), unix.AT_EMPTY_PATH)
+	}
+	if o.console, err = o.root.open(name, unix.O_RDWR|unix.O_NOCTTY, 0); err != nil {
+		return fmt.Errorf("open console: %w", err)
+	}
+	target, err := o.root.node("/dev/console")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	m, err := cloneTree(slave, false)
+	if err != nil {
+		return fmt.Errorf("bind console: %w", err)
+	}
+	defer unix.Close(m)
+	if err := attach(m, target); err != nil {
+		return fmt.Errorf("bind console: %w", err)
+	}
+	return nil
+}
+
+// hostDir fills /run/host, which is a mount of its own from the start.
+func (o *outer) hostDir() error {
+	t := o.root
+	o.asMachineRoot()
+	err := t.mkdir("/run/host", 0o755)
+	o.asHost()
+	if err != nil {
+		return err
+	}
+	if err := t.bindSelf("/run/host", false, 0); err != nil {
+		return err
+	}
+	if err := o.inaccessibleNodes(); err != nil {
+		return err
+	}
+	o.asMachineRoot()
+	err = errors.Join(
+		t.write("/run/host/container-manager", []byte(o.plan.Manager), 0o444),
+		t.write("/run/host/container-uuid", []byte(o.plan.UUID), 0o444),
+		t.write("/run/host/.boot-id", []byte(newBootID()+"\n"), 0o444),
+		t.mkdir("/run/host/proc", 0o555),
+		t.mkdir("/run/host/sys", 0o555),
+	)
+	o.asHost()
+	if err != nil {
+		return err
+	}
+	if err := t.mountFS("/run/host/proc", "proc", nosuid|nodev|noexec); err != nil {
+		return err
+	}
+	if err := t.mountFS("/run/host/sys", "sysfs", nosuid|nodev|noexec); err != nil {
+		return err
+	}
+	if o.plan.OSRelease != "" {
+		if err := bindHostFile(t, o.plan.OSRelease, "/run/host/os-release"); err != nil {
+			return fmt.Errorf("bind os-release: %w", err)
+		}
+		if err := o.attrs("/run/host/os-release", readonly|nosuid|nodev|noexec); err != nil {
+			return err
+		}
+	}
+	if err := o.tunnel(); err != nil {
+		return err
+	}
+	return o.notifySocket()
+}
+
+func (o *outer) attrs(p string, attrs uint64) error {
+	fd, err := o.root.open(p, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := setAttr(fd, false, unix.MountAttr{Attr_set: attrs}); err != nil {
+		return fmt.Errorf("set mount attributes of %s: %w", p, err)
+	}
+	return nil
+}
+
+// tunnel is the directory through which the host hands mounts in.
+func (o *outer) tunnel() error {
+	if o.plan.UnixExport != "" {
+		if err := o.unixExport(); err != nil {
+			return err
+		}
+	}
+	if o.plan.Propagate == "" {
+		return nil
+	}
+	if err := o.root.mkdir("/run/host/incoming", 0o600); err != nil {
+		return err
+	}
+	if err := bindHostFile(o.root, o.plan.Propagate, "/run/host/incoming"); err != nil {
+		return fmt.Errorf("bind %s: %w", o.plan.Propagate, err)
+	}
+	return o.attrs("/run/host/incoming", readonly)
+}
+
+// unixExport shows the mount at UnixExport of the host, a small tmpfs that the
+// supervisor made, in the machine, where its root may write.
+func (o *outer) unixExport() error {
+	o.asMachineRoot()
+	err := o.root.mkdir("/run/host/unix-export", 0o755)
+	o.asHost()
+	if err != nil {
+		return err
+	}
+	return o.root.mountFS("/run/host/unix-export", "tmpfs", nosuid|nodev|noexec,
+		tmpfsOptions("0755", "4m", "64", o.base, o.shifted)...)
+}
+
+func (o *outer) notifySocket() error {
+	dir, err := o.root.open("/run/host", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	o.c.Notify = os.NewFile(uintptr(fd), "/run/host/notify")
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: procFD(dir) + "/notify"}); err != nil {
+		return fmt.Errorf("bind notification socket: %w", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
+		return fmt.Errorf("set up notification socket: %w", err)
+	}
+	_ = unix.Fchmodat(dir, "notify", 0o755, 0)
+	if o.shifted {
+		_ = unix.Fchownat(dir, "notify", int(o.base), int(o.base), unix.AT_SYMLINK_NOFOLLOW)
+	}
+	return nil
+}
+
+// inaccessibleNodes are what masks are made of, one of each type.
+func (o *outer) inaccessibleNodes() error {
+	o.asMachineRoot()
+	defer o.asHost()
+	if err := o.root.mkdir("/run/host/inaccessible", 0o755); err != nil {
+		return err
+	}
+	fd, err := o.root.open("/run/host/inaccessible", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for _, n := range []struct {
+		name string
+		mode uint32
+	}{{"reg", unix.S_IFREG}, {"fifo", unix.S_IFIFO}, {"sock", unix.S_IFSOCK}, {"chr", unix.S_IFCHR}, {"blk", unix.S_IFBLK}} {
+		if err := unix.Mknodat(fd, n.name, n.mode, 0); err != nil && n.mode != unix.S_IFCHR && n.mode != unix.S_IFBLK {
+			return fmt.Errorf("make inaccessible %s: %w", n.name, err)
+		}
+	}
+	if err := unix.Mkdirat(fd, "dir", 0); err != nil {
+		return fmt.Errorf("make inaccessible dir: %w", err)
+	}
+	return nil
+}
+
+// sealHostDir makes /run/host read-only.
+func (o *outer) sealHostDir() error {
+	return o.attrs("/run/host", readonly|nosuid|nodev|noexec)
+}
+
+// credentials writes them to a read-only file system that never swaps.
+func (o *outer) credentials() error {
+	if len(o.plan.Credentials) == 0 {
+		return nil
+	}
+	dirMode, fileMode := uint32(0o500), uint32(0o400)
+	if o.plan.CredsOpen {
+		dirMode, fileMode = 0o555, 0o444
+	}
+	const where = "/run/host/credentials"
+	o.asMachineRoot()
+	err := o.root.mkdir(where, 0o755)
+	o.asHost()
+	if err != nil {
+		return err
+	}
+	if err := o.root.mountFS(where, "ramfs", nosuid|nodev|noexec, option{"mode", "0700"}); err != nil {
+		return err
+	}
+	for _, c := range o.plan.Credentials {
+		name := path.Join(where, c.ID)
+		if err := o.root.write(name, c.Data, fileMode); err != nil {
+			return fmt.Errorf("write credential %q: %w", c.ID, err)
+		}
+		if o.shifted {
+			if err := o.chown(name); err != nil {
+				return err
+			}
+		}
+	}
+	fd, err := o.root.open(where, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if o.shifted {
+		if err := unix.Fchown(fd, int(o.base), int(o.base)); err != nil {
+			return fmt.Errorf("chown %s: %w", where, err)
+		}
+	}
+	if err := unix.Fchmod(fd, dirMode); err != nil {
+		return fmt.Errorf("chmod %s: %w", where, err)
+	}
+	return o.attrs(where, readonly|nosuid|nodev|noexec)
+}
+
+func (o *outer) chown(p string) error {
+	fd, err := o.root.open(p, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Fchownat(fd, "", int(o.base), int(o.base), unix.AT_EMPTY_PATH); err != nil {
+		return fmt.Errorf("chown %s: %w", p, err)
+	}
+	return nil
+}
+
+func newBootID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// lastCap is the highest capability that the kernel knows.
+func lastCap() int {
+	data, err := os.ReadFile("/proc/sys/kernel/cap_last_cap")
+	if err == nil {
+		if n, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && n < 64 {
+			return n
+		}
+	}
+	return 40
+}

@@ -1,0 +1,292 @@
+package stage
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// inProc tells whether a mount has to wait for the machine's own /proc.
+func inProc(p string) bool { return within(p, "/proc") || within(p, "/sys") }
+
+// customMounts does the mounts that the user asked for, shorter paths first.
+func (o *outer) customMounts() error {
+	for i := range o.plan.Mounts {
+		m := &o.plan.Mounts[i]
+		if m.Dest == "/" {
+			continue
+		}
+		if inProc(m.Dest) && (m.Kind == "inaccessible" || m.Kind == "tmpfs") {
+			continue // the inner stage does those
+		}
+		if err := o.mountCustom(m); err != nil {
+			if m.Graceful {
+				o.warn("Ignoring mount on %s: %v", m.Dest, err)
+				continue
+			}
+			return fmt.Errorf("mount on %s: %w", m.Dest, err)
+		}
+	}
+	return nil
+}
+
+func (o *outer) mountCustom(m *Mount) error {
+	if m.Kind == "inaccessible" {
+		return maskPath(o.root, m.Dest)
+	}
+	mount, err := o.customMount(m)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(mount)
+	o.asMachineRoot()
+	var target int
+	if isDir(mount) {
+		target, err = o.root.dir(m.Dest, 0o755)
+	} else {
+		target, err = o.root.node(m.Dest)
+	}
+	o.asHost()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	if isDir(mount) != isDir(target) {
+		return fmt.Errorf("source and destination must both be directories or both files: %w", unix.ENOTDIR)
+	}
+	if m.IDMap == "owneridmap" {
+		if err := o.ownerMap(mount, target, m.Recursive); err != nil {
+			return err
+		}
+	}
+	return attach(mount, target)
+}
+
+// customMount makes the mount, detached.
+func (o *outer) customMount(m *Mount) (int, error) {
+	switch m.Kind {
+	case "bind":
+		return o.bindMount(m)
+	case "tmpfs":
+		return o.tmpfsMount(m)
+	case "overlay":
+		return o.overlayMount(m)
+	case "arbitrary":
+		attrs, opts := splitAttrs(parseOptions(m.Options))
+		return newFS(m.FSType, m.Sources[0].Path, attrs, opts...)
+	}
+	return -1, fmt.Errorf("mount kind %q is unknown", m.Kind)
+}
+
+// source opens a source as O_PATH.
+func (o *outer) source(s Source) (int, error) {
+	if s.Inside {
+		return o.root.open(s.Path, unix.O_PATH, 0)
+	}
+	fd, err := unix.Open(s.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: s.Path, Err: err}
+	}
+	return fd, nil
+}
+
+func (o *outer) bindMount(m *Mount) (int, error) {
+	src, err := o.source(m.Sources[0])
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(src)
+	mount, err := cloneTree(src, m.Recursive)
+	if err != nil {
+		return -1, err
+	}
+	if err := o.mapBind(mount, m); err != nil {
+		_ = unix.Close(mount)
+		return -1, err
+	}
+	if m.ReadOnly {
+		if err := setAttr(mount, m.Recursive, unix.MountAttr{Attr_set: readonly}); err != nil {
+			_ = unix.Close(mount)
+			return -1, err
+		}
+	}
+	return mount, nil
+}
+
+func (o *outer) mapBind(mount int, m *Mount) error {
+	if !o.shifted || m.IDMap == "" || m.IDMap == "owneridmap" {
+		return nil
+	}
+	var fd int
+	var err error
+	if m.IDMap == "idmap" {
+		fd, err = o.idmapFD()
+	} else {
+		var st unix.Stat_t
+		if err := unix.Fstat(mount, &st); err != nil {
+			return err
+		}
+		// The source's owner appears as the machine's root.
+		if fd, err = usernsFD([]Mapping{{st.Uid, o.base, 1}}); err == nil {
+			defer unix.Close(fd)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return o.setMap(mount, fd, m.Recursive)
+}
+
+// ownerMap makes the owner of the source appear as the owner of the target.
+func (o *outer) ownerMap(mount, target int, recursive bool) error {
+	if !o.shifted {
+		return nil
+	}
+	var from, to unix.Stat_t
+	if err := errors.Join(unix.Fstat(mount, &from), unix.Fstat(target, &to)); err != nil {
+		return err
+	}
+	fd, err := usernsFD([]Mapping{{from.Uid, to.Uid, 1}})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return o.setMap(mount, fd, recursive)
+}
+
+func (o *outer) setMap(mount, userns int, recursive bool) error {
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns)}
+	err := setAttr(mount, recursive, attr)
+	if err != nil && recursive {
+		err = setAttr(mount, false, attr)
+	}
+	if err != nil {
+		return fmt.Errorf("map ownership of bind mount: %w", err)
+	}
+	return nil
+}
+
+func (o *outer) tmpfsMount(m *Mount) (int, error) {
+	attrs, opts := splitAttrs(parseOptions(m.Options))
+	has := map[string]bool{}
+	for _, p := range opts {
+		has[p.key] = true
+	}
+	for _, p := range tmpfsOptions("0755", "10%", "1m", o.base, o.shifted) {
+		if !has[p.key] && (p.key != "size" && p.key != "nr_inodes" || !has["size"] && !has["nr_inodes"] && !has["nr_blocks"]) {
+			opts = append(opts, p)
+		}
+	}
+	if m.ReadOnly {
+		attrs |= readonly
+	}
+	return newFS("tmpfs", "tmpfs", attrs, opts...)
+}
+
+// splitAttrs takes the options that belong to a mount, not to its filesystem.
+func splitAttrs(opts []option) (attrs int, rest []option) {
+	known := map[string]int{
+		"ro": readonly, "nosuid": nosuid, "nodev": nodev, "noexec": noexec, "strictatime": strict,
+		"noatime": unix.MOUNT_ATTR_NOATIME, "nodiratime": unix.MOUNT_ATTR_NODIRATIME, "relatime": 0,
+		"rw": 0, "suid": 0, "dev": 0, "exec": 0, "defaults": 0,
+	}
+	for _, o := range opts {
+		if a, ok := known[o.key]; ok && o.value == "" {
+			attrs |= a
+			continue
+		}
+		rest = append(rest, o)
+	}
+	return attrs, rest
+}
+
+func (o *outer) overlayMount(m *Mount) (int, error) {
+	escape := strings.NewReplacer(`\`, `\\`, `:`, `\:`, `,`, `\,`)
+	lowers := m.Sources
+	upper := ""
+	if !m.ReadOnly {
+		last := m.Sources[len(m.Sources)-1]
+		lowers = m.Sources[:len(m.Sources)-1]
+		upper = last.Path
+		if last.Inside {
+			upper = MountPoint + path.Clean("/"+last.Path)
+		}
+	}
+	var held []int
+	defer func() {
+		for _, fd := range held {
+			_ = unix.Close(fd)
+		}
+	}()
+	var names []string
+	// The option lists the top layer first, the plan the bottom one.
+	for i := len(lowers) - 1; i >= 0; i-- {
+		if !lowers[i].Inside {
+			names = append(names, escape.Replace(lowers[i].Path))
+			continue
+		}
+		fd, err := o.root.dir(lowers[i].Path, 0o755)
+		if err != nil {
+			return -1, err
+		}
+		held = append(held, fd)
+		names = append(names, procFD(fd))
+	}
+	opts := []option{{"lowerdir", strings.Join(names, ":")}}
+	if !m.ReadOnly {
+		if m.Sources[len(m.Sources)-1].Inside {
+			fd, err := o.root.dir(m.Sources[len(m.Sources)-1].Path, 0o755)
+			if err != nil {
+				return -1, err
+			}
+			held = append(held, fd)
+			upper = procFD(fd)
+		}
+		opts = append(opts, option{"upperdir", upper}, option{"workdir", m.WorkDir})
+	}
+	attrs := 0
+	if m.ReadOnly {
+		attrs = readonly
+	}
+	return newFS("overlay", "overlay", attrs, opts...)
+}
+
+// maskPath hides a path of a tree behind a node of its own kind; a path that is
+// missing is an error for the caller to judge.
+func maskPath(t tree, p string) error {
+	target, err := t.open(p, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	var st unix.Stat_t
+	if err := unix.Fstat(target, &st); err != nil {
+		return err
+	}
+	names := map[uint32][]string{
+		unix.S_IFREG: {"reg"}, unix.S_IFDIR: {"dir"}, unix.S_IFIFO: {"fifo"}, unix.S_IFSOCK: {"sock"},
+		unix.S_IFCHR: {"chr", "reg"}, unix.S_IFBLK: {"blk", "reg"},
+	}
+	for _, name := range names[st.Mode&unix.S_IFMT] {
+		src, err := t.open("/run/host/inaccessible/"+name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			continue
+		}
+		m, err := cloneTree(src, false)
+		_ = unix.Close(src)
+		if err != nil {
+			return err
+		}
+		err = setAttr(m, false, unix.MountAttr{Attr_set: readonly})
+		if err == nil {
+			err = attach(m, target)
+		}
+		_ = unix.Close(m)
+		return err
+	}
+	return fmt.Errorf("hide %s: no node of its type", p)
+}

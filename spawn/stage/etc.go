@@ -1,0 +1,252 @@
+package stage
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxHostFile bounds what is copied from the host's /etc.
+const maxHostFile = 1 << 20
+
+// timezone makes /etc/localtime follow the host's.
+func (o *outer) timezone() error {
+	a := o.plan.Timezone
+	if err := o.follow("/etc/localtime", a); err != nil {
+		o.warn("Failed to set up /etc/localtime, ignoring: %v", err)
+	}
+	return nil
+}
+
+// resolvConf makes /etc/resolv.conf follow the host's.
+func (o *outer) resolvConf() error {
+	if err := o.follow("/etc/resolv.conf", o.plan.ResolvConf); err != nil {
+		o.warn("Failed to set up /etc/resolv.conf, ignoring: %v", err)
+	}
+	return nil
+}
+
+func (o *outer) follow(p string, a FileAction) error {
+	if a.Mode == "" || a.Mode == "off" {
+		return nil
+	}
+	if !o.root.exists(path.Dir(p)) {
+		return nil
+	}
+	o.asMachineRoot()
+	defer o.asHost()
+	switch a.Mode {
+	case "delete":
+		return o.remove(p)
+	case "symlink":
+		if o.root.exists("/usr/share/zoneinfo/" + a.Zone) {
+			if err := o.remove(p); err != nil {
+				return err
+			}
+			return o.root.symlink(a.Source, p)
+		}
+		a.Mode, a.Source = a.Fallback, "/etc/localtime"
+		if a.Mode == "" {
+			return nil
+		}
+		return o.follow(p, a)
+	case "copy":
+		fd, err := o.root.open(p, unix.O_PATH|unix.O_NOFOLLOW, 0)
+		if err == nil {
+			var st unix.Stat_t
+			err = unix.Fstat(fd, &st)
+			_ = unix.Close(fd)
+			if err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+				return nil // a symlink is left alone
+			}
+		}
+		return o.copyHost(p, a.Source)
+	case "replace":
+		return o.copyHost(p, a.Source)
+	case "bind":
+		o.asHost()
+		return o.bindFollow(p, a.Source)
+	}
+	return fmt.Errorf("mode %q is unknown", a.Mode)
+}
+
+func (o *outer) copyHost(p, source string) error {
+	f, err := os.Open(source)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Size() > maxHostFile || !st.Mode().IsRegular() {
+		return fmt.Errorf("copy %s: not a regular file of at most %d bytes", source, maxHostFile)
+	}
+	data := make([]byte, st.Size())
+	n, err := f.Read(data)
+	if err != nil && st.Size() > 0 {
+		return err
+	}
+	return o.root.write(p, data[:n], 0o644)
+}
+
+// bindFollow binds onto what p points to inside the machine, which must exist.
+func (o *outer) bindFollow(p, source string) error {
+	src, err := unix.Open(source, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: source, Err: err}
+	}
+	defer unix.Close(src)
+	o.asMachineRoot()
+	target, err := o.root.node(p)
+	o.asHost()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	m, err := cloneTree(src, false)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(m)
+	if err := setAttr(m, false, unix.MountAttr{Attr_set: readonly | nosuid | nodev | noexec}); err != nil {
+		return err
+	}
+	return attach(m, target)
+}
+
+func (o *outer) remove(p string) error {
+	dir, err := o.root.open(path.Dir(p), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	err = unix.Unlinkat(dir, path.Base(p), 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+// journal binds the host's journal directory of this machine into it.
+func (o *outer) journal() error {
+	j := o.plan.Journal
+	if j == nil || j.Mode != "host" {
+		return nil
+	}
+	err := func() error {
+		dest := "/var/log/journal/" + j.ID
+		o.asMachineRoot()
+		target, err := o.root.dir(dest, 0o755)
+		o.asHost()
+		if err != nil {
+			return err
+		}
+		defer unix.Close(target)
+		src, err := unix.Open(j.Host, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(src)
+		m, err := cloneTree(src, false)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(m)
+		if o.shifted {
+			fd, err := usernsFD([]Mapping{{0, o.base, o.plan.Userns.Count}})
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			if err := o.setMap(m, fd, false); err != nil {
+				return err
+			}
+		}
+		return attach(m, target)
+	}()
+	if err == nil {
+		return nil
+	}
+	if j.Try {
+		o.warn("Failed to bind the journal of %s, ignoring: %v", j.ID, err)
+		return nil
+	}
+	return fmt.Errorf("bind journal %s: %w", j.Host, err)
+}
+
+// bindUsers writes user records and binds home directories.
+func (o *outer) bindUsers() error {
+	if len(o.plan.BindUsers) == 0 {
+		return nil
+	}
+	const db = "/run/host/userdb/"
+	o.asMachineRoot()
+	err := errors.Join(o.root.mkdir("/run/host/home", 0o755), o.root.mkdir("/run/host/userdb", 0o755))
+	o.asHost()
+	if err != nil {
+		return err
+	}
+	for _, u := range o.plan.BindUsers {
+		o.asMachineRoot()
+		err := errors.Join(
+			o.root.write(db+u.Name+".user", u.Record, 0o644),
+			o.root.write(db+u.Name+".group", u.Group, 0o644),
+			o.root.write(db+u.Name+".user-privileged", u.Private, 0o600),
+			o.root.write(db+u.Name+".group-privileged", u.GroupPrivate, 0o600),
+			o.root.symlink(u.Name+".user", fmt.Sprintf("%s%d.user", db, u.UID)),
+			o.root.symlink(u.Name+".group", fmt.Sprintf("%s%d.group", db, u.GID)),
+			o.root.symlink(u.Name+".user-privileged", fmt.Sprintf("%s%d.user-privileged", db, u.UID)),
+			o.root.symlink(u.Name+".group-privileged", fmt.Sprintf("%s%d.group-privileged", db, u.GID)),
+		)
+		for _, group := range u.Memberships {
+			err = errors.Join(err, o.root.write(db+u.Name+":"+group+".membership", nil, 0o644))
+		}
+		o.asHost()
+		if err != nil {
+			return fmt.Errorf("write record of user %q: %w", u.Name, err)
+		}
+		if err := o.bindHome(u); err != nil {
+			return fmt.Errorf("bind home of user %q: %w", u.Name, err)
+		}
+	}
+	return nil
+}
+
+func (o *outer) bindHome(u BindUser) error {
+	dest := "/run/host/home/" + u.Name
+	if strings.ContainsAny(u.Name, "/") {
+		return errors.New("name contains a slash")
+	}
+	o.asMachineRoot()
+	target, err := o.root.dir(dest, 0o755)
+	o.asHost()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	src, err := unix.Open(u.Home, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: u.Home, Err: err}
+	}
+	defer unix.Close(src)
+	m, err := cloneTree(src, true)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(m)
+	fd, err := usernsFD([]Mapping{{u.HostUID, o.base + u.UID, 1}})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := o.setMap(m, fd, true); err != nil {
+		return err
+	}
+	return attach(m, target)
+}

@@ -1,0 +1,335 @@
+package stage
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path"
+	"strconv"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultPath is the payload's $PATH.
+const DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// passwd is one user of the machine.
+type passwd struct {
+	name, home, shell string
+	uid, gid          uint32
+	groups            []uint32
+}
+
+// lookupUser finds the user to run as, by the machine's own getent: only it
+// knows the image's databases.
+func (in *inner) lookupUser() error {
+	p := in.plan
+	in.user = passwd{name: "root", home: "/root", groups: p.ExtraGroups}
+	if p.UIDSet != nil {
+		in.user = passwd{uid: p.UIDSet.UID, gid: p.UIDSet.GID, groups: p.ExtraGroups, home: "/"}
+		if p.UIDSet.UID == 0 {
+			in.user.name, in.user.home = "root", "/root"
+		}
+		return nil
+	}
+	if p.User == "" || p.User == "root" || p.User == "0" {
+		if p.User == "" && len(p.Argv) == 0 && !p.Boot {
+			// A login shell: root's, when the image says which.
+			if line, err := getent("passwd", "root"); err == nil {
+				if u, err := parsePasswd(line); err == nil {
+					in.user.shell = u.shell
+				}
+			}
+		}
+		return nil
+	}
+	line, err := getent("passwd", p.User)
+	if err != nil {
+		return fmt.Errorf("Failed to resolve user %s: %w", p.User, err)
+	}
+	u, err := parsePasswd(line)
+	if err != nil {
+		return fmt.Errorf("look up user %q: %w", p.User, err)
+	}
+	list, err := getent("initgroups", u.name)
+	if err == nil {
+		for _, word := range strings.Fields(list)[1:] {
+			if n, err := strconv.ParseUint(word, 10, 32); err == nil {
+				u.groups = append(u.groups, uint32(n))
+			}
+		}
+	}
+	if len(u.groups) == 0 {
+		u.groups = []uint32{u.gid}
+	}
+	in.user = u
+	if u.home != "/" && !strings.HasPrefix(path.Clean(u.home)+"/", "/proc/") {
+		// As stock does: a user without a home gets one.
+		if fd, err := in.root.open(path.Dir(u.home), unix.O_PATH|unix.O_DIRECTORY, 0); err == nil {
+			if unix.Mkdirat(fd, path.Base(u.home), 0o755) == nil {
+				_ = unix.Fchownat(fd, path.Base(u.home), int(u.uid), int(u.gid), unix.AT_SYMLINK_NOFOLLOW)
+			}
+			_ = unix.Close(fd)
+		}
+	}
+	return nil
+}
+
+// getent runs the machine's getent(1) and returns its line.
+func getent(database, key string) (string, error) {
+	program := ""
+	for _, p := range []string{"/usr/bin/getent", "/bin/getent"} {
+		if _, err := os.Stat(p); err == nil {
+			program = p
+			break
+		}
+	}
+	if program == "" {
+		if database == "passwd" {
+			return passwdFile(key)
+		}
+		return "", errors.New("the image has no getent program")
+	}
+	cmd := exec.Command(program, database, "--", key)
+	cmd.Env = []string{"PATH=" + DefaultPath}
+	cmd.Dir = "/"
+	out, err := cmd.Output()
+	if err != nil {
+		return "", errors.New("no such user in the image")
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	if line == "" {
+		return "", errors.New("no such user in the image")
+	}
+	return line, nil
+}
+
+// passwdFile reads /etc/passwd, for images without getent.
+func passwdFile(key string) (string, error) {
+	data, err := os.ReadFile("/etc/passwd")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(data)) {
+		f := strings.Split(strings.TrimRight(line, "\n"), ":")
+		if len(f) >= 7 && (f[0] == key || f[2] == key) {
+			return strings.TrimRight(line, "\n"), nil
+		}
+	}
+	return "", errors.New("no such user in the image")
+}
+
+func parsePasswd(line string) (passwd, error) {
+	f := strings.Split(line, ":")
+	if len(f) < 7 {
+		return passwd{}, fmt.Errorf("parse passwd line %q: fewer than 7 fields", line)
+	}
+	uid, err1 := strconv.ParseUint(f[2], 10, 32)
+	gid, err2 := strconv.ParseUint(f[3], 10, 32)
+	if err := errors.Join(err1, err2); err != nil {
+		return passwd{}, fmt.Errorf("parse passwd line %q: %w", line, err)
+	}
+	u := passwd{name: f[0], uid: uint32(uid), gid: uint32(gid), home: f[5], shell: f[6]}
+	if !strings.HasPrefix(u.home, "/") {
+		u.home = "/"
+	}
+	return u, nil
+}
+
+func (in *inner) environ() []string {
+	p, u := in.plan, in.user
+	env := []string{
+		"PATH=" + DefaultPath,
+		"container=" + p.Manager,
+	}
+	env = append(env, p.Term...)
+	if u.name != "" && !hasKey(p.Env, "USER") {
+		env = append(env, "HOME="+u.home, "USER="+u.name, "LOGNAME="+u.name)
+	} else if u.name == "" {
+		env = append(env, "HOME="+u.home)
+	}
+	env = append(env, "container_uuid="+p.UUID)
+	if p.ListenFDs > 0 {
+		env = append(env, "LISTEN_FDS="+strconv.Itoa(p.ListenFDs), "LISTEN_PID=1")
+	}
+	env = append(env, "NOTIFY_SOCKET=/run/host/notify")
+	if len(p.Credentials) > 0 {
+		env = append(env, "CREDENTIALS_DIRECTORY=/run/host/credentials")
+	}
+	if !p.Boot {
+		env = append(env, "LANG=C.UTF-8")
+	}
+	return mergeEnv(env, p.Env)
+}
+
+func hasKey(env []string, key string) bool {
+	for _, e := range env {
+		if strings.HasPrefix(e, key+"=") {
+			return true
+		}
+	}
+	return false
+}
+
+// mergeEnv lets later settings win.
+func mergeEnv(lists ...[]string) []string {
+	var out []string
+	at := map[string]int{}
+	for _, list := range lists {
+		for _, e := range list {
+			key, _, _ := strings.Cut(e, "=")
+			if i, ok := at[key]; ok {
+				out[i] = e
+				continue
+			}
+			at[key] = len(out)
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// candidates are the programs to try, in order.
+func (in *inner) candidates(env []string) ([]string, []string) {
+	p := in.plan
+	switch {
+	case p.Boot:
+		programs := []string{"/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/sbin/init"}
+		return programs, p.Argv
+	case len(p.Argv) == 0 && !p.NoLogin:
+		shell := in.user.shell
+		var programs []string
+		if shell != "" {
+			programs = append(programs, shell)
+		}
+		return append(programs, "/bin/bash", "/bin/sh"), nil
+	case len(p.Argv) == 0:
+		return nil, nil
+	case strings.Contains(p.Argv[0], "/"):
+		return []string{p.Argv[0]}, p.Argv[1:]
+	}
+	search := DefaultPath
+	for _, e := range env {
+		if v, ok := strings.CutPrefix(e, "PATH="); ok {
+			search = v
+		}
+	}
+	var programs []string
+	for _, dir := range strings.Split(search, ":") {
+		if strings.HasPrefix(dir, "/") {
+			programs = append(programs, path.Join(dir, p.Argv[0]))
+		}
+	}
+	return programs, p.Argv[1:]
+}
+
+// argv0 is what the program is called.
+func (in *inner) argv0(program string) string {
+	switch {
+	case in.plan.Boot:
+		return path.Base(program)
+	case len(in.plan.Argv) == 0:
+		return "-" + path.Base(program)
+	}
+	return in.plan.Argv[0]
+}
+
+func (in *inner) execute() error {
+	env := in.environ()
+	programs, args := in.candidates(env)
+	chdir := in.plan.Chdir
+	if chdir == "" && len(in.plan.Argv) == 0 && !in.plan.Boot && in.user.home != "" {
+		chdir = in.user.home
+	}
+	if err := in.restrict(); err != nil {
+		return err
+	}
+	if chdir != "" {
+		if err := unix.Chdir(chdir); err != nil && in.plan.Chdir != "" {
+			return fmt.Errorf("Failed to change to specified working directory %s: %w", chdir, err)
+		}
+	}
+	if in.plan.PID2 {
+		return in.executeStub(programs, args, env)
+	}
+	if err := in.ch.Send(StepReady, nil); err != nil {
+		return err
+	}
+	if err := in.ch.Wait(StepExecute); err != nil {
+		return err
+	}
+	// The supervisor sees the end of the channel when the execution works.
+	return tryExec(programs, in.argv0, args, env, in.name())
+}
+
+func (in *inner) name() string {
+	if len(in.plan.Argv) > 0 && !in.plan.Boot {
+		return in.plan.Argv[0]
+	}
+	if in.plan.Boot {
+		return "init"
+	}
+	return "shell"
+}
+
+func tryExec(programs []string, argv0 func(string) string, args, env []string, name string) error {
+	var last error = unix.ENOENT
+	for _, p := range programs {
+		err := unix.Exec(p, append([]string{argv0(p)}, args...), env)
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
+			last = err
+		}
+		if errors.Is(err, unix.E2BIG) {
+			break
+		}
+	}
+	return fmt.Errorf("execv(%s) failed: %w", name, last)
+}
+
+// executeStub replaces this program by itself as the machine's init, so that no
+// thread of it keeps more rights than the payload has.
+func (in *inner) executeStub(programs, args, env []string) error {
+	spec := stubSpec{Programs: programs, Args: args, Env: env, Name: in.name()}
+	for _, p := range programs {
+		spec.Argv0 = append(spec.Argv0, in.argv0(p))
+	}
+	fd, err := spec.memfd()
+	if err != nil {
+		return err
+	}
+	if err := in.ch.Send(StepReady, nil); err != nil {
+		return err
+	}
+	if err := in.ch.Wait(StepExecute); err != nil {
+		return err
+	}
+	channel := int(in.ch.f.Fd())
+	for _, n := range []int{fd, channel, in.exe} {
+		if _, err := unix.FcntlInt(uintptr(n), unix.F_SETFD, 0); err != nil {
+			return os.NewSyscallError("fcntl", err)
+		}
+	}
+	argv := []string{StubName, strconv.Itoa(channel), strconv.Itoa(fd), strconv.Itoa(in.exe)}
+	stubEnv := []string{"container=" + in.plan.Manager, "container_uuid=" + in.plan.UUID}
+	return fmt.Errorf("execute stub init: %w", execFD(in.exe, argv, stubEnv))
+}
+
+// execFD executes the open file fd (execveat(2), AT_EMPTY_PATH).
+func execFD(fd int, argv, env []string) error {
+	args, err := syscall.SlicePtrFromStrings(argv)
+	if err != nil {
+		return err
+	}
+	envs, err := syscall.SlicePtrFromStrings(env)
+	if err != nil {
+		return err
+	}
+	empty := [1]byte{}
+	_, _, errno := unix.RawSyscall6(unix.SYS_EXECVEAT, uintptr(fd), uintptr(unsafe.Pointer(&empty[0])),
+		uintptr(unsafe.Pointer(&args[0])), uintptr(unsafe.Pointer(&envs[0])), unix.AT_EMPTY_PATH, 0)
+	return errno
+}

@@ -1,0 +1,193 @@
+package stage
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// stubSpec is what the stub init starts as process 2.
+type stubSpec struct {
+	Programs, Argv0, Args, Env []string
+	Name                       string
+}
+
+func (s stubSpec) memfd() (int, error) {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return -1, err
+	}
+	fd, err := unix.MemfdCreate("payload", unix.MFD_CLOEXEC)
+	if err != nil {
+		return -1, os.NewSyscallError("memfd_create", err)
+	}
+	if _, err := unix.Write(fd, data); err != nil {
+		return -1, os.NewSyscallError("write", err)
+	}
+	_, err = unix.Seek(fd, 0, 0)
+	return fd, err
+}
+
+// stubGrace is how long processes have to end before the stub gives up on them.
+const stubGrace = 90 * time.Second
+
+// rtmin is SIGRTMIN as the C library counts.
+const rtmin = 34
+
+// stubMain is the init of a machine whose payload is process 2: it reaps, and
+// understands the signals by which a machine is shut down.
+func stubMain() int {
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals)
+	signal.Ignore(syscall.SIGPIPE)
+	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+	_ = os.WriteFile("/proc/self/comm", []byte("(sd-stubinit)"), 0)
+	fds := make([]int, 3)
+	for i := range fds {
+		n, err := strconv.Atoi(os.Args[i+1])
+		if err != nil {
+			return 1
+		}
+		unix.CloseOnExec(n)
+		fds[i] = n
+	}
+	ch := &Channel{os.NewFile(uintptr(fds[0]), "supervisor")}
+	_ = unix.Close(fds[2])
+	spec := stubSpec{}
+	err := json.NewDecoder(os.NewFile(uintptr(fds[1]), "payload")).Decode(&spec)
+	_ = unix.Close(fds[1])
+	if err != nil {
+		_ = ch.send(message{Step: stepError, Error: "read payload of the stub init: " + err.Error()})
+		return 1
+	}
+	pid, err := spec.start()
+	if err != nil {
+		_ = ch.send(message{Step: stepError, Error: err.Error()})
+		return 1
+	}
+	ch.Close()
+	// The terminal is the payload's.
+	if null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err == nil {
+		for fd := range 3 {
+			_ = unix.Dup3(null, fd, 0)
+		}
+		_ = unix.Close(null)
+	}
+	for fd := 3; fd < 3+64; fd++ {
+		if isInherited(fd) {
+			_ = unix.Close(fd)
+		}
+	}
+	return (&stub{pid: pid}).loop(signals)
+}
+
+// isInherited tells a descriptor passed to the payload from one of the runtime,
+// whose are all close-on-exec.
+func isInherited(fd int) bool {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	return err == nil && flags&unix.FD_CLOEXEC == 0
+}
+
+func (s stubSpec) start() (int, error) {
+	_, err := unix.IoctlGetTermios(0, unix.TCGETS)
+	files := []uintptr{0, 1, 2}
+	for fd := 3; isInherited(fd); fd++ {
+		files = append(files, uintptr(fd))
+	}
+	attr := &syscall.ProcAttr{
+		Env: s.Env, Files: files,
+		Sys: &syscall.SysProcAttr{Setsid: true, Setctty: err == nil},
+	}
+	var last error = unix.ENOENT
+	for i, p := range s.Programs {
+		pid, err := syscall.ForkExec(p, append([]string{s.Argv0[i]}, s.Args...), attr)
+		if err == nil {
+			return pid, nil
+		}
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
+			last = err
+		}
+	}
+	return 0, fmt.Errorf("execv(%s) failed: %w", s.Name, last)
+}
+
+type stub struct {
+	pid    int
+	reboot int // argument of reboot(2), 0 while running
+}
+
+func (s *stub) loop(signals chan os.Signal) int {
+	var deadline <-chan time.Time
+	status := 0
+	for {
+		for {
+			var ws syscall.WaitStatus
+			pid, err := syscall.Wait4(-1, &ws, syscall.WNOHANG, nil)
+			if errors.Is(err, syscall.EINTR) {
+				continue
+			}
+			if errors.Is(err, syscall.ECHILD) {
+				if s.reboot != 0 {
+					return s.finish()
+				}
+				return status
+			}
+			if pid <= 0 {
+				break
+			}
+			if pid == s.pid && (ws.Exited() || ws.Signaled()) {
+				if s.reboot == 0 {
+					// As with any init: its end is the machine's.
+					if ws.Exited() {
+						return ws.ExitStatus()
+					}
+					return 1
+				}
+			}
+		}
+		select {
+		case <-deadline:
+			return s.finish()
+		case sig := <-signals:
+			n, _ := sig.(syscall.Signal)
+			cmd := rebootCommand(n)
+			if cmd == 0 || s.reboot != 0 {
+				continue
+			}
+			s.reboot = cmd
+			_ = syscall.Kill(-1, syscall.SIGTERM)
+			_ = syscall.Kill(-1, syscall.SIGCONT)
+			_ = syscall.Kill(-1, syscall.SIGHUP)
+			deadline = time.After(stubGrace)
+		}
+	}
+}
+
+// rebootCommand is what a signal asks init for (systemd(1), SIGNALS).
+func rebootCommand(sig syscall.Signal) int {
+	switch sig {
+	case rtmin + 3, rtmin + 4, rtmin + 13, rtmin + 14:
+		return unix.LINUX_REBOOT_CMD_POWER_OFF
+	case syscall.SIGINT, rtmin + 5, rtmin + 6, rtmin + 15, rtmin + 16:
+		return unix.LINUX_REBOOT_CMD_RESTART
+	}
+	return 0
+}
+
+func (s *stub) finish() int {
+	_ = syscall.Kill(-1, syscall.SIGKILL)
+	if err := unix.Reboot(s.reboot); err != nil {
+		// Without CAP_SYS_BOOT the machine ends all the same.
+		if s.reboot == unix.LINUX_REBOOT_CMD_RESTART {
+			return 133
+		}
+	}
+	return 0
+}

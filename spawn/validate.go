@@ -1,0 +1,142 @@
+package spawn
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"machined/internal/caps"
+	"machined/spawn/settings"
+)
+
+// Validate refuses options that contradict each other. Implied has been called.
+func (o *Options) Validate() error {
+	exclusive := 0
+	for _, s := range []string{o.Directory, o.Image, o.OCIBundle} {
+		if s != "" {
+			exclusive++
+		}
+	}
+	switch {
+	case o.Directory != "" && o.Image != "":
+		return errors.New("--directory= and --image= may not be combined")
+	case exclusive > 1:
+		return errors.New("--oci-bundle= may not be combined with --directory= or --image=")
+	case o.Template != "" && o.Image != "":
+		return errors.New("--template= and --image= may not be combined")
+	case o.Ephemeral && o.Template != "" && o.Directory != "":
+		return errors.New("--ephemeral and --template= may not be combined")
+	case o.Template != "" && o.Directory == "" && o.Machine == "":
+		return errors.New("--template= requires --directory= or --machine=")
+	case o.Ephemeral && !(o.JournalTry || o.LinkJournal == "no" || o.LinkJournal == "auto"):
+		return errors.New("--ephemeral and --link-journal= may not be combined")
+	case o.KeepUnit && o.Slice != "":
+		return errors.New("--keep-unit and --slice= may not be combined")
+	case o.KeepUnit && len(o.Properties) > 0:
+		return errors.New("--keep-unit and --property= may not be combined")
+	case o.Bridge != "" && o.Zone != "":
+		return errors.New("--network-bridge= and --network-zone= may not be combined")
+	case o.NetnsPath != "" && (o.Veth || len(o.VethExtra)+len(o.Interfaces)+len(o.MACVLANs)+len(o.IPVLANs)+len(o.Ports) > 0):
+		return errors.New("--network-namespace-path= cannot be combined with other network options")
+	case len(o.Ports) > 0 && !o.PrivateNet:
+		return errors.New("Cannot use --port= without private networking.")
+	case o.Userns() && o.Knobs.APIVFS == "yes":
+		return errors.New("Cannot combine --private-users with read-write mounts (SYSTEMD_NSPAWN_API_VFS_WRITABLE=yes).")
+	case o.Userns() && o.Knobs.APIVFS == "network" && !o.PrivateNet:
+		return errors.New("Invalid namespacing settings. Mounting sysfs with --private-users requires --private-network.")
+	case o.Users.Mode == settings.UserManaged:
+		return errors.New("--private-users=managed needs systemd-nsresourced, which this program does not speak to")
+	case o.Ownership == "foreign":
+		return errors.New("--private-users-ownership=foreign needs systemd-mountfsd, which this program does not speak to")
+	case o.Ownership == "chown" && (o.ReadOnly || o.Volatile != "no"):
+		return errors.New("--read-only and --private-users-ownership=chown may not be combined")
+	case o.Users.Mode == settings.UserFixed && o.Ownership == "chown" && o.Users.Base%0x10000 != 0:
+		return fmt.Errorf("UID base %d is not a multiple of 65536, which --private-users-ownership=chown needs", o.Users.Base)
+	case o.Boot() && o.CapAmbient != 0:
+		return errors.New("Setting ambient capabilities is not useful for boot mode.")
+	case o.PID2() && (o.Knobs.SharePID):
+		return errors.New("--as-pid2 needs a PID namespace")
+	case o.Boot() && o.Knobs.SharePID:
+		return errors.New("--boot needs a PID namespace")
+	case len(o.BindUsers) > 0 && o.Users.Mode == settings.UserNone:
+		return errors.New("--bind-user= requires --private-users")
+	case o.Cleanup && o.Ephemeral:
+		return errors.New("--cleanup and --ephemeral may not be combined")
+	}
+	if o.NetnsPath != "" && !path.IsAbs(o.NetnsPath) {
+		return fmt.Errorf("network namespace path %q is not absolute", o.NetnsPath)
+	}
+	bounding := o.Bounding()
+	if o.CapAmbient&^bounding != 0 {
+		return fmt.Errorf("ambient capabilities %s are not in the bounding set", caps.Format(o.CapAmbient&^bounding))
+	}
+	for _, m := range o.Mounts {
+		if path.Clean(m.Destination) == "/" && (o.Userns() && o.Users.Mode == settings.UserPick || o.Ownership != "off") {
+			return errors.New("a mount on / may not be combined with changing the ownership of the root directory")
+		}
+	}
+	seen := map[string]bool{}
+	for _, l := range o.Interfaces {
+		if seen[l.Host] {
+			return fmt.Errorf("network interface %q is given twice", l.Host)
+		}
+		seen[l.Host] = true
+	}
+	if o.Userns() {
+		if _, err := os.Stat("/proc/self/uid_map"); err != nil {
+			return errors.New("--private-users= is not supported, kernel compiled without user namespace support.")
+		}
+	}
+	return nil
+}
+
+// Bounding is the set of capabilities that the machine keeps.
+func (o *Options) Bounding() uint64 {
+	mask := caps.Default(o.PrivateNet) | o.CapAdd
+	return mask &^ o.CapDrop
+}
+
+// ValidMachineName tells whether s can name a machine: a host name of at most 64
+// characters (machinectl(1)).
+func ValidMachineName(s string) bool {
+	if s == "" || len(s) > 64 || s[0] == '.' || s[0] == '-' || s[len(s)-1] == '.' || s[len(s)-1] == '-' || strings.Contains(s, "..") {
+		return false
+	}
+	for i, c := range []byte(s) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_':
+		case c == '.' || c == '-':
+			if c == '-' && i > 0 && s[i-1] == '.' || c == '.' && s[i-1] == '-' {
+				return false
+			}
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// CleanName turns a file name into a machine name as far as it can.
+func CleanName(s string) string {
+	var b strings.Builder
+	dot := true
+	for _, c := range []byte(s) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_':
+			b.WriteByte(c)
+			dot = false
+		case c == '.' || c == '-':
+			if dot {
+				continue
+			}
+			b.WriteByte(c)
+			dot = true
+		}
+		if b.Len() >= 64 {
+			break
+		}
+	}
+	return strings.TrimRight(b.String(), ".-")
+}
