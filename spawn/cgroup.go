@@ -72,14 +72,9 @@ func (m *machine) enterCgroup(own bool) error {
 		}
 		unit = strings.TrimSuffix(self, "/supervisor")
 	}
-	if unit == "" || unit == "/" {
-		if !own {
-			return nil
-		}
-		unit = "/"
-	}
+	own = own || unit == "" || unit == "/"
 	if own {
-		// No service manager: a scope of our own making.
+		// No service manager, or no unit of its own: a scope of our own making.
 		unit = filepath.Join("/machine.slice", "machine-"+m.opts.Machine+".scope")
 		dir := filepath.Join(mount, unit)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -93,7 +88,7 @@ func (m *machine) enterCgroup(own bool) error {
 		return fmt.Errorf("make cgroup %s/payload: %w", unit, err)
 	}
 	m.undo(func() { removeCgroup(payload) })
-	if m.opts.KeepUnit {
+	if m.opts.KeepUnit && !own {
 		supervisor := filepath.Join(dir, "supervisor")
 		if err := os.Mkdir(supervisor, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("make cgroup %s/supervisor: %w", unit, err)

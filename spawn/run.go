@@ -253,7 +253,7 @@ func (m *machine) register(ctx context.Context) error {
 	}
 	own := false
 	switch {
-	case o.Knobs.SharePID || o.Knobs.ShareUTS || !o.Register && o.KeepUnit:
+	case o.KeepUnit && (!o.Register || o.Knobs.SharePID || o.Knobs.ShareUTS):
 	case o.Register && o.KeepUnit:
 		// The unit's cgroup comes first: machined looks at where the leader is.
 		if err := m.enterCgroup(false); err != nil {
@@ -264,7 +264,7 @@ func (m *machine) register(ctx context.Context) error {
 		}
 		m.undo(m.unregister)
 		return nil
-	case o.Register:
+	case o.Register && !o.Knobs.SharePID && !o.Knobs.ShareUTS:
 		if err := m.bus.Create(ctx, r); err != nil {
 			return fmt.Errorf("Failed to register machine: %w", err)
 		}
