@@ -48,7 +48,7 @@ func setAttributes(f *os.File, h *tar.Header) error {
 		return os.NewSyscallError("chmod", err)
 	}
 	for key, value := range h.PAXRecords {
-		if err := setRecord(path, key, value); err != nil {
+		if err := setRecord(pathXattr(path), key, value); err != nil {
 			return err
 		}
 	}
@@ -56,6 +56,35 @@ func setAttributes(f *os.File, h *tar.Header) error {
 		return os.NewSyscallError("utimensat", err)
 	}
 	return nil
+}
+
+// setFileAttributes is setAttributes for a descriptor that is open for writing,
+// which saves looking it up for each call.
+func setFileAttributes(fd int, h *tar.Header) error {
+	if err := unix.Fchown(fd, h.Uid, h.Gid); err != nil {
+		return os.NewSyscallError("chown", err)
+	}
+	if err := unix.Fchmod(fd, uint32(h.Mode)&0o7777); err != nil {
+		return os.NewSyscallError("chmod", err)
+	}
+	for key, value := range h.PAXRecords {
+		set := func(name string, data []byte) error { return unix.Fsetxattr(fd, name, data, 0) }
+		if err := setRecord(set, key, value); err != nil {
+			return err
+		}
+	}
+	times := []unix.Timespec{timespec(h.AccessTime), timespec(h.ModTime)}
+	if _, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&times[0])), 0, 0, 0); errno != 0 {
+		return os.NewSyscallError("utimensat", errno)
+	}
+	return nil
+}
+
+// xattrSetter sets one extended attribute of some file.
+type xattrSetter func(name string, data []byte) error
+
+func pathXattr(path string) xattrSetter {
+	return func(name string, data []byte) error { return unix.Setxattr(path, name, data, 0) }
 }
 
 // Names of extended header records, as GNU tar and bsdtar write them.
@@ -70,7 +99,7 @@ const (
 	xattrValueMax = 64 << 10
 )
 
-func setRecord(path, key, value string) error {
+func setRecord(set xattrSetter, key, value string) error {
 	var name string
 	var data []byte
 	switch {
@@ -99,7 +128,7 @@ func setRecord(path, key, value string) error {
 	if name == "" || len(name) > xattrNameMax || len(data) > xattrValueMax || name == "security.selinux" {
 		return nil
 	}
-	err := unix.Setxattr(path, name, data, 0)
+	err := set(name, data)
 	if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM) {
 		return nil // what this file system or kernel cannot keep is left out
 	}

@@ -11,6 +11,7 @@ import (
 
 	"machined/image"
 	"machined/internal/btrfs"
+	"machined/internal/durable"
 
 	"golang.org/x/sys/unix"
 )
@@ -77,16 +78,14 @@ func (e *engine) flush(b *building) error {
 		return nil
 	}
 	if b.tree {
-		return os.NewSyscallError("syncfs", unix.Syncfs(int(b.f.Fd())))
+		return durable.Tree(b.f)
 	}
 	return b.f.Sync()
 }
 
-// finish gives a complete image its name at path, and its read-only mark.
+// finish gives a complete image, which flush has written, its name at path and
+// its read-only mark.
 func (e *engine) finish(b *building, path string, readOnly bool) error {
-	if err := e.flush(b); err != nil {
-		return err
-	}
 	subvolume := b.tree && btrfs.IsSubvolume(b.f)
 	if readOnly {
 		switch {

@@ -385,7 +385,7 @@ func FuzzUntar(f *testing.F) {
 		dir, err := os.Open(t.TempDir())
 		must(t, err)
 		defer func() { _ = dir.Close() }()
-		_ = Untar(context.Background(), bytes.NewReader(data), dir)
+		_ = Untar(context.Background(), bytes.NewReader(data), dir, nil)
 	})
 }
 

@@ -21,14 +21,27 @@ const maxDirTimes = 500_000
 
 // Untar unpacks an archive below root, an open directory. Every path is resolved
 // as if root were "/", so that no entry can reach outside of it. A later entry
-// replaces an earlier one of the same name. progress is told of each piece written.
-func Untar(ctx context.Context, r io.Reader, root *os.File) error {
+// replaces an earlier one of the same name. Names appear in the order of the
+// archive; the contents of small files follow from other goroutines. When
+// settled is not nil it is told of each regular file that is complete.
+func Untar(ctx context.Context, r io.Reader, root *os.File, settled func(fd int, size int64)) error {
 	tail := &tailReader{r: r}
-	r = tail
-	u := &untar{root: root, tr: tar.NewReader(r), buf: make([]byte, 256<<10)}
-	defer u.forget()
+	u := &untar{root: root, tr: tar.NewReader(tail), buf: make([]byte, 256<<10), names: newNames(), fill: newFiller(settled)}
+	err := u.all(ctx, tail)
+	if fillErr := u.fill.wait(); fillErr != nil {
+		err = fillErr // what it caused comes second
+	}
+	u.forget()
+	if err != nil {
+		return err
+	}
+	return u.finish()
+}
+
+// all unpacks each entry and reads the archive to its end.
+func (u *untar) all(ctx context.Context, tail *tailReader) error {
 	entries := 0
-	for {
+	for !u.fill.failed.Load() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -44,17 +57,20 @@ func Untar(ctx context.Context, r io.Reader, root *os.File) error {
 			return err
 		}
 	}
+	if u.fill.failed.Load() {
+		return nil // wait tells why
+	}
 	if entries == 0 {
 		return fmt.Errorf("%w: it holds nothing", ErrArchive)
 	}
 	// What follows the end mark is read too, so that a broken stream shows.
-	if _, err := io.Copy(io.Discard, r); err != nil {
+	if _, err := io.Copy(io.Discard, tail); err != nil {
 		return archiveError("read archive after entry %d", entries, err)
 	}
 	if tail.zeros < tarBlock {
 		return fmt.Errorf("%w: it ends too early, after entry %d: no end mark", ErrArchive, entries)
 	}
-	return u.finish()
+	return nil
 }
 
 // tarBlock is the unit of an archive; at least one that is all zero ends it.
@@ -88,10 +104,17 @@ func archiveError(format string, arg any, err error) error {
 	return fmt.Errorf("%s: %w: %w", what, ErrArchive, err)
 }
 
+// dirTime is what a directory gets when its entries are all made: they would
+// change its times, and take over its default ACL.
 type dirTime struct {
 	path         string
 	mtime, atime unix.Timespec
+	acl          string
 }
+
+// lateACL is an ACL that names users or groups by name: the numbers are known
+// when the tree's own lists of them are there.
+type lateACL struct{ path, key, text string }
 
 type untar struct {
 	root *os.File
@@ -101,6 +124,9 @@ type untar struct {
 	parentPath string
 	parent     *os.File
 	dirs       []dirTime
+	late       []lateACL
+	names      *nameTable
+	fill       *filler
 }
 
 func (u *untar) forget() {
@@ -206,12 +232,16 @@ func (u *untar) entry(ctx context.Context, h *tar.Header) error {
 	if h.Typeflag == tar.TypeDir {
 		return u.makeDirectory(h, parent, dir, base)
 	}
+	u.names.learn(h)
+	u.postpone(h, path.Join(dir, base))
+	switch h.Typeflag {
+	case tar.TypeReg, tar.TypeGNUSparse, '\x00', tar.TypeCont:
+		return u.regular(ctx, h, at, base)
+	}
 	if err := makeRoom(at, base); err != nil {
 		return fail("replace", err)
 	}
 	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeGNUSparse, '\x00', tar.TypeCont:
-		return u.regular(ctx, h, at, base)
 	case tar.TypeLink:
 		if err := u.hardlink(h.Linkname, at, base); err != nil {
 			return fail("link", err)
@@ -309,13 +339,31 @@ func (u *untar) makeDirectory(h *tar.Header, parent *os.File, dir, base string) 
 }
 
 func (u *untar) directory(h *tar.Header, dir *os.File, name string) error {
+	u.names.learn(h)
+	u.postpone(h, name)
+	acl := h.PAXRecords[aclDefault]
+	delete(h.PAXRecords, aclDefault)
 	if err := setAttributes(dir, h); err != nil {
 		return fmt.Errorf("unpack %q: set attributes: %w", shorten(h.Name), err)
 	}
 	if len(u.dirs) < maxDirTimes {
-		u.dirs = append(u.dirs, dirTime{path: name, mtime: timespec(h.ModTime), atime: timespec(h.AccessTime)})
+		u.dirs = append(u.dirs, dirTime{path: name, mtime: timespec(h.ModTime), atime: timespec(h.AccessTime), acl: acl})
 	}
 	return nil
+}
+
+// postpone takes ACLs out of a header that cannot be set yet.
+func (u *untar) postpone(h *tar.Header, name string) {
+	for _, key := range []string{aclAccess, aclDefault} {
+		text, ok := h.PAXRecords[key]
+		if !ok || !namesIn(text) {
+			continue
+		}
+		delete(h.PAXRecords, key)
+		if len(u.late) < maxDirTimes {
+			u.late = append(u.late, lateACL{path: name, key: key, text: text})
+		}
+	}
 }
 
 func (u *untar) hardlink(target string, at int, base string) error {
@@ -339,56 +387,98 @@ func (u *untar) regular(ctx context.Context, h *tar.Header, at int, base string)
 	fail := func(what string, err error) error {
 		return fmt.Errorf("unpack %q: %s: %w", shorten(h.Name), what, err)
 	}
-	fd, err := unix.Openat(at, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(at, base, flags, 0o600)
+	if errors.Is(err, unix.EEXIST) {
+		if err := makeRoom(at, base); err != nil {
+			return fail("replace", err)
+		}
+		fd, err = unix.Openat(at, base, flags, 0o600)
+	}
 	if err != nil {
 		return fail("create", err)
 	}
+	if h.Size <= smallFile {
+		buf := u.fill.buffer()
+		n, err := io.ReadFull(u.tr, buf[:h.Size])
+		if err != nil {
+			u.fill.release(buf)
+			_ = unix.Close(fd)
+			return archiveError("unpack %q", shorten(h.Name), err)
+		}
+		u.fill.put(piece{fd: fd, buf: buf, n: n, header: h})
+		return nil
+	}
 	file := os.NewFile(uintptr(fd), base)
 	defer func() { _ = file.Close() }()
-	if h.Size > 0 {
-		sparse := &sparseWriter{f: file}
-		for {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			n, err := io.ReadFull(u.tr, u.buf[:min(int64(len(u.buf)), max(h.Size, 1))])
-			if n > 0 {
-				if _, werr := sparse.Write(u.buf[:n]); werr != nil {
-					return fail("write", werr)
-				}
-			}
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if errors.Is(err, io.ErrUnexpectedEOF) && sparse.off == h.Size {
-				break
-			}
-			if err != nil {
-				return archiveError("unpack %q", shorten(h.Name), err)
-			}
+	sparse := &sparseWriter{f: file}
+	for left := h.Size; left > 0; {
+		if err := ctx.Err(); err != nil {
+			return err
 		}
-		if err := sparse.finish(); err != nil {
-			return fail("write", err)
+		n, err := io.ReadFull(u.tr, u.buf[:min(int64(len(u.buf)), left)])
+		if _, werr := sparse.Write(u.buf[:n]); werr != nil {
+			return fail("write", werr)
 		}
+		if err != nil {
+			return archiveError("unpack %q", shorten(h.Name), err)
+		}
+		left -= int64(n)
 	}
-	if err := setAttributes(file, h); err != nil {
+	if err := sparse.finish(); err != nil {
+		return fail("write", err)
+	}
+	if err := setFileAttributes(fd, h); err != nil {
 		return fail("set attributes", err)
+	}
+	if u.fill.settled != nil {
+		u.fill.settled(fd, h.Size)
 	}
 	return nil
 }
 
-// finish gives directories the times that making their entries has changed.
+// finish gives files the ACLs that name users, and directories what making
+// their entries has changed.
 func (u *untar) finish() error {
+	fix := func(name string, do func(path string) error) error {
+		f, err := sys.OpenHow(int(u.root.Fd()), name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW})
+		if err != nil {
+			return nil //nolint:nilerr // replaced by a later entry
+		}
+		defer func() { _ = f.Close() }()
+		var st unix.Stat_t
+		if unix.Fstat(int(f.Fd()), &st) != nil || st.Mode&unix.S_IFMT == unix.S_IFLNK {
+			return nil
+		}
+		if err := do(sys.FDPath(f)); err != nil {
+			return fmt.Errorf("unpack %q: set attributes: %w", shorten(name), err)
+		}
+		return nil
+	}
+	if len(u.late) > 0 {
+		u.names.read(u.root)
+	}
+	for _, l := range u.late {
+		text, ok := u.names.resolve(l.text)
+		if !ok {
+			continue // a user that neither the tree nor the archive knows has no right
+		}
+		if err := fix(l.path, func(path string) error { return setRecord(pathXattr(path), l.key, text) }); err != nil {
+			return err
+		}
+	}
 	for i := len(u.dirs) - 1; i >= 0; i-- {
 		d := u.dirs[i]
-		f, err := sys.OpenHow(int(u.root.Fd()), d.path, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW})
+		err := fix(d.path, func(path string) error {
+			if d.acl != "" {
+				if err := setRecord(pathXattr(path), aclDefault, d.acl); err != nil {
+					return err
+				}
+			}
+			return os.NewSyscallError("utimensat", unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{d.atime, d.mtime}, 0))
+		})
 		if err != nil {
-			continue // replaced by a later entry
-		}
-		err = unix.UtimesNanoAt(unix.AT_FDCWD, sys.FDPath(f), []unix.Timespec{d.atime, d.mtime}, 0)
-		_ = f.Close()
-		if err != nil {
-			return fmt.Errorf("unpack %q: set times: %w", shorten(d.path), err)
+			return err
 		}
 	}
 	return nil
