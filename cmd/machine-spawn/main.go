@@ -27,9 +27,11 @@ import (
 var version = "devel"
 
 func init() {
+	// The stage belongs to the main thread, which init functions run on. And
+	// the supervisor's main goroutine keeps it, so that no other goroutine can
+	// take it into another mount namespace: /proc/self is the main thread's.
+	runtime.LockOSThread()
 	if stage.IsStage() {
-		// The stage belongs to the main thread, which init functions run on.
-		runtime.LockOSThread()
 		stage.Main()
 	}
 }
