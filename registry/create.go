@@ -32,12 +32,11 @@ func (r *Registry) Register(ctx context.Context, req CreateRequest) (Machine, er
 	return r.add(ctx, req, unitName, lastingSubgroup(subgroup), false)
 }
 
-// lastingSubgroup is the subgroup to keep for a machine. A spawner that was
-// started in the "supervisor" part of its unit (DelegateSubgroup= of
-// systemd-nspawn@.service) registers before it moves the leader next door: the
-// machine then is the whole unit.
+// lastingSubgroup is the subgroup to keep for a machine. A spawner divides its
+// unit into "supervisor" and "payload", and registers before or after it moves
+// the leader from one to the other: the machine then is the whole unit.
 func lastingSubgroup(subgroup string) string {
-	if subgroup == "supervisor" {
+	if subgroup == "supervisor" || subgroup == "payload" {
 		return ""
 	}
 	return subgroup

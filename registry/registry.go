@@ -168,11 +168,10 @@ func (e *entry) close() {
 	}
 }
 
-// ownsUnit reports whether nothing but the machine lives in its unit. The
-// spawner divides a unit into "payload" and "supervisor", which both are the
-// machine's. A slice is never anybody's own.
+// ownsUnit reports whether nothing but the machine lives in its unit. A slice is
+// never anybody's own.
 func ownsUnit(m *Machine) bool {
-	return m.Unit != "" && (m.Subgroup == "" || m.Subgroup == "payload") && !strings.HasSuffix(m.Unit, ".slice")
+	return m.Unit != "" && m.Subgroup == "" && !strings.HasSuffix(m.Unit, ".slice")
 }
 
 // Get returns the machine called name.

@@ -283,7 +283,7 @@ func TestSharedUnit(t *testing.T) {
 }
 
 func TestLastingSubgroup(t *testing.T) {
-	for in, want := range map[string]string{"": "", "payload": "payload", "supervisor": "", "app": "app"} {
+	for in, want := range map[string]string{"": "", "payload": "", "supervisor": "", "app": "app"} {
 		if got := lastingSubgroup(in); got != want {
 			t.Errorf("lastingSubgroup(%q) = %q, want %q", in, got, want)
 		}

@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"regexp"
 	"strings"
+	"unicode"
 
 	"machined/dbus"
 	"machined/registry"
@@ -29,18 +31,26 @@ func (s *Server) getLog(ctx context.Context, c *dbus.Call, m registry.Machine) (
 	return []any{lastLines(string(data), int(min(c.Uint32(0), maxLogLines)))}, nil
 }
 
-// lastLines returns the last n lines of text as D-Bus can carry them: UTF-8
-// without NUL. Carriage returns at their ends, which a terminal adds, go.
+// sequence is what a program on a terminal sends beside text (console_codes(4)):
+// control sequences, titles, and single escapes.
+var sequence = regexp.MustCompile("\x1b(?:\\[[0-?]*[ -/]*[@-~]|\\][^\x07\x1b\n]*(?:\x07|\x1b\\\\)?|[ -/]*[0-~])")
+
+// lastLines returns the last n lines of text as a journal would show them: UTF-8
+// without terminal sequences and control characters.
 func lastLines(text string, n int) []string {
-	text = strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "\uFFFD")
-	text = strings.TrimSuffix(text, "\n")
+	text = strings.TrimSuffix(strings.ToValidUTF8(text, "\uFFFD"), "\n")
 	if text == "" || n <= 0 {
 		return []string{}
 	}
 	lines := strings.Split(text, "\n")
 	lines = lines[max(0, len(lines)-n):]
 	for i, line := range lines {
-		lines[i] = strings.TrimRight(line, "\r")
+		lines[i] = strings.Map(func(c rune) rune {
+			if c != '\t' && unicode.IsControl(c) {
+				return -1
+			}
+			return c
+		}, sequence.ReplaceAllString(line, ""))
 	}
 	return lines
 }
