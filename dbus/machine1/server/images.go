@@ -53,12 +53,12 @@ func imageErrorName(err error) string {
 	return ""
 }
 
-// lookupImage finds an image; its error has stock's text.
+// lookupImage finds an image; its errors have stock's names and texts.
 func (s *Server) lookupImage(ctx context.Context, name string) (image.Image, error) {
 	img, err := s.images.Get(ctx, name)
 	switch {
 	case errors.Is(err, image.ErrInvalidName):
-		return img, dbus.Errorf(machine1.ErrorNoSuchImage, "No image '%.255s' known", name)
+		return img, invalid("Image name '%.255s' is invalid.", name)
 	case errors.Is(err, image.ErrNoSuchImage):
 		return img, dbus.Errorf(machine1.ErrorNoSuchImage, "No image '%s' known", name)
 	}
@@ -197,7 +197,17 @@ func (s *Server) poolProperties() []dbus.Property {
 	}
 }
 
-func (s *Server) getImage(_ context.Context, _ *dbus.Call, img image.Image) ([]any, error) {
+func (s *Server) getImage(ctx context.Context, c *dbus.Call, _ any) ([]any, error) {
+	img, err := s.images.Get(ctx, c.String(0))
+	if errors.Is(err, image.ErrInvalidName) { // to stock, too, just a name that no image has
+		err = image.ErrNoSuchImage
+	}
+	if errors.Is(err, image.ErrNoSuchImage) {
+		return nil, dbus.Errorf(machine1.ErrorNoSuchImage, "No image '%.255s' known", c.String(0))
+	}
+	if err != nil {
+		return nil, err
+	}
 	return []any{machine1.ImagePath(img.Name)}, nil
 }
 

@@ -41,7 +41,7 @@ func (s *Server) managerInterface() *dbus.Interface {
 	path := args("o path")
 	i := &dbus.Interface{Name: machine1.ManagerInterface, Methods: []dbus.Method{
 		{Name: "GetMachine", In: args("s name"), Out: args("o machine"), Handler: s.byName(s.getMachine)},
-		{Name: "GetImage", In: args("s name"), Out: args("o image"), Handler: s.imageByName(s.getImage)},
+		{Name: "GetImage", In: args("s name"), Out: args("o image"), Handler: handler(s.getImage)},
 		{Name: "GetMachineByPID", In: args("u pid"), Out: args("o machine"), Handler: handler(s.getMachineByPID)},
 		{Name: "ListMachines", Out: args("a(ssso) machines"), Handler: handler(s.listMachines)},
 		{Name: "ListImages", Out: args("a(ssbttto) images"), Handler: handler(s.listImages)},
