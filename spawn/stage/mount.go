@@ -292,3 +292,12 @@ func tmpfsOptions(mode, size, inodes string, base uint32, shifted bool) []option
 	}
 	return o
 }
+
+// Unmount takes a mount of the host away, lazily; what is none is left alone.
+func Unmount(p string) error {
+	err := unix.Unmount(p, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "unmount", Path: p, Err: err}
+	}
+	return nil
+}
