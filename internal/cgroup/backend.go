@@ -33,6 +33,7 @@ type Config struct {
 // for concurrent use.
 type Backend struct {
 	cfg    Config
+	lock   *os.File // held while we live
 	watch  *watcher
 	notify *notifySocket
 	wg     sync.WaitGroup
@@ -58,17 +59,23 @@ func New(cfg Config) (*Backend, error) {
 			return nil, fmt.Errorf("make state directory: %w", err)
 		}
 	}
-	if err := cfg.Tree.make(filepath.Join(cfg.Tree.Root, unit.Slice)); err != nil {
+	lock, err := lockState(cfg.StateDir)
+	if err != nil {
 		return nil, err
 	}
-	b := &Backend{cfg: cfg, scopes: map[string]func(){}, services: map[string]*service{}}
+	b := &Backend{cfg: cfg, lock: lock, scopes: map[string]func(){}, services: map[string]*service{}}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
-	var err error
+	if err := cfg.Tree.make(filepath.Join(cfg.Tree.Root, unit.Slice)); err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
 	if b.watch, err = newWatcher(); err != nil {
+		_ = lock.Close()
 		return nil, err
 	}
 	if b.notify, err = listenNotify(filepath.Join(cfg.StateDir, "notify"), b.notified); err != nil {
 		b.watch.close()
+		_ = lock.Close()
 		return nil, err
 	}
 	b.adopt()
@@ -83,6 +90,28 @@ func (b *Backend) Close() {
 	b.watch.close()
 	// The kernel keeps it while it holds anything.
 	_ = unix.Rmdir(filepath.Join(b.cfg.Tree.Root, unit.Slice))
+	_ = b.lock.Close()
+}
+
+// ErrRunning says that another daemon works in the same state directory.
+var ErrRunning = errors.New("another machined is running")
+
+// lockState keeps two daemons from sharing a state directory: the second would
+// take the readiness messages away from the first. The kernel drops the lock
+// with its holder (flock(2)).
+func lockState(dir string) (*os.File, error) {
+	file, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock state directory: %w", err)
+	}
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = file.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = ErrRunning
+		}
+		return nil, fmt.Errorf("lock state directory %q: %w", dir, err)
+	}
+	return file, nil
 }
 
 // CgroupPrefix is "": machine.slice is at the root of the tree.

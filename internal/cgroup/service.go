@@ -283,7 +283,7 @@ func (s *service) supervise(proc *sys.Process, wait func(*sys.Process) int) (int
 			if s.isSettled() {
 				continue
 			}
-			failed = s.failure(fmt.Sprintf("the machine was not ready within %s", s.b.cfg.StartTimeout))
+			failed = &startError{unit: s.name, why: fmt.Sprintf("the machine was not ready within %s", s.b.cfg.StartTimeout), log: s.b.logPath(s.rec.Image)}
 			_ = kill(s.dir)
 		case <-stoppedC:
 			stoppedC = nil
