@@ -31,6 +31,9 @@ type Registrar interface {
 	Scope(ctx context.Context, r Registration) (made bool, err error)
 	// Unregister forgets the machine; that it is unknown is no error.
 	Unregister(ctx context.Context, name string) error
+	// StopRequests receives when the service manager wants the scope to end. It
+	// leaves the payload to us then, and kills only when its patience is over.
+	StopRequests() <-chan struct{}
 }
 
 // Streams are the caller's standard streams and its words for people.

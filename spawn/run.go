@@ -178,6 +178,16 @@ func (m *machine) supervise(ctx context.Context) (outcome, error) {
 		case <-ctx.Done():
 			ctx = context.Background()
 			_ = unix.PidfdSendSignal(m.c.PIDFD, unix.SIGKILL, nil, 0)
+		case <-m.bus.StopRequests():
+			m.notify.send("STOPPING=1", "STATUS=Container being shut down.")
+			sig := m.opts.KillSignal
+			if sig == 0 {
+				m.say("Container termination requested. Exiting.")
+				sig = unix.SIGKILL
+			} else {
+				m.say("Container termination requested. Attempting to halt container.")
+			}
+			_ = unix.PidfdSendSignal(m.c.PIDFD, sig, nil, 0)
 		case <-signals:
 			sig := m.opts.KillSignal
 			if asked || sig == 0 {

@@ -16,18 +16,47 @@ import (
 
 const serviceName = "systemd-nspawn"
 
-// bus is the way to machined and PID 1. It connects when it is first used.
-type bus struct{ conn *godbus.Conn }
+// bus is the way to machined and PID 1. It connects when it is first used, and
+// again when the bus was restarted.
+type bus struct {
+	conn  *godbus.Conn
+	stops chan struct{}
+}
+
+func newBus() *bus { return &bus{stops: make(chan struct{}, 1)} }
 
 func (b *bus) connect(ctx context.Context) (*godbus.Conn, error) {
-	if b.conn == nil {
-		conn, err := dbus.ConnectSystem(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("connect to bus: %w", err)
-		}
-		b.conn = conn
+	if b.conn != nil && b.conn.Connected() {
+		return b.conn, nil
 	}
-	return b.conn, nil
+	conn, err := dbus.ConnectSystem(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("connect to bus: %w", err)
+	}
+	b.conn = conn
+	return conn, nil
+}
+
+// StopRequests implements spawn.Registrar.
+func (b *bus) StopRequests() <-chan struct{} { return b.stops }
+
+// control makes us the controller of scopes: PID 1 tells us, and nobody else,
+// when one is to stop (org.freedesktop.systemd1(5), RequestStop).
+func (b *bus) control(conn *godbus.Conn) property {
+	signals := make(chan *godbus.Signal, 16)
+	conn.Signal(signals)
+	go func() {
+		for s := range signals {
+			if s.Name != systemdName+".Scope.RequestStop" {
+				continue
+			}
+			select {
+			case b.stops <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	return property{"Controller", godbus.MakeVariant(conn.Names()[0])}
 }
 
 // property is a unit property as StartTransientUnit takes it.
@@ -100,6 +129,13 @@ func (b *bus) Create(ctx context.Context, r spawn.Registration) error {
 	if err != nil {
 		return err
 	}
+	conn, err := b.connect(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(systemdRun); err == nil {
+		props = append(props, b.control(conn))
+	}
 	return b.call(ctx, "CreateMachineWithNetwork", r.Name, r.ID[:], serviceName, "container", uint32(r.Leader), r.Root, netifs(r), props)
 }
 
@@ -124,11 +160,13 @@ const (
 	systemdName = "org.freedesktop.systemd1"
 	systemdPath = godbus.ObjectPath("/org/freedesktop/systemd1")
 	managerName = systemdName + ".Manager"
+	// systemdRun is there when PID 1 is systemd (sd_booted(3)).
+	systemdRun = "/run/systemd/system"
 )
 
 // Scope makes a scope at PID 1, where that is systemd.
 func (b *bus) Scope(ctx context.Context, r spawn.Registration) (bool, error) {
-	if _, err := os.Stat("/run/systemd/system"); err != nil {
+	if _, err := os.Stat(systemdRun); err != nil {
 		return false, nil
 	}
 	extra, err := scopeProperties(r)
@@ -153,6 +191,7 @@ func (b *bus) Scope(ctx context.Context, r spawn.Registration) (bool, error) {
 		{"Delegate", godbus.MakeVariant(true)},
 		{"CollectMode", godbus.MakeVariant("inactive-or-failed")},
 		{"AddRef", godbus.MakeVariant(true)},
+		b.control(conn),
 	}, extra...)
 	manager := conn.Object(systemdName, systemdPath)
 	if err := manager.CallWithContext(ctx, managerName+".Subscribe", 0).Err; err != nil {

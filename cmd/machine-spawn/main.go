@@ -75,7 +75,7 @@ func run(args []string) (int, error) {
 	if o.Cleanup {
 		return 0, spawn.CleanUp(o.Machine)
 	}
-	return spawn.Run(context.Background(), o, streams(), &bus{})
+	return spawn.Run(context.Background(), o, streams(), newBus())
 }
 
 func streams() spawn.Streams {
