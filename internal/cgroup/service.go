@@ -166,7 +166,7 @@ func (s *service) run(adopted *sys.Process) {
 func (s *service) failure(why string) error {
 	if tail, err := readTail(s.b.logPath(s.rec.Image), 2048); err == nil {
 		lines := strings.Split(strings.TrimSpace(string(tail)), "\n")
-		if last := strings.TrimSpace(lines[len(lines)-1]); last != "" {
+		if last := strings.TrimRight(strings.TrimSpace(lines[len(lines)-1]), "."); last != "" {
 			why += ": " + last
 		}
 	}
