@@ -7,6 +7,8 @@ import (
 	"path"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"machined/internal/caps"
 	"machined/spawn/settings"
 )
@@ -94,7 +96,12 @@ func (o *Options) Validate() error {
 
 // Bounding is the set of capabilities that the machine keeps.
 func (o *Options) Bounding() uint64 {
-	mask := caps.Default(o.PrivateNet) | o.CapAdd
+	mask := caps.Default(o.PrivateNet)
+	if o.Userns() && !o.PrivateNet {
+		// In the host's network it would allow nothing; services rather see that.
+		mask &^= caps.Bit(unix.CAP_NET_BIND_SERVICE)
+	}
+	mask |= o.CapAdd
 	return mask &^ o.CapDrop
 }
 

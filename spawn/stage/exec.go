@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path"
 	"strconv"
 	"strings"
@@ -39,7 +38,7 @@ func (in *inner) lookupUser() error {
 	if p.User == "" || p.User == "root" || p.User == "0" {
 		if p.User == "" && len(p.Argv) == 0 && !p.Boot {
 			// A login shell: root's, when the image says which.
-			if line, err := getent("passwd", "root"); err == nil {
+			if line, err := in.getent("passwd", "root"); err == nil {
 				if u, err := parsePasswd(line); err == nil {
 					in.user.shell = u.shell
 				}
@@ -47,7 +46,7 @@ func (in *inner) lookupUser() error {
 		}
 		return nil
 	}
-	line, err := getent("passwd", p.User)
+	line, err := in.getent("passwd", p.User)
 	if err != nil {
 		return fmt.Errorf("Failed to resolve user %s: %w", p.User, err)
 	}
@@ -55,9 +54,10 @@ func (in *inner) lookupUser() error {
 	if err != nil {
 		return fmt.Errorf("look up user %q: %w", p.User, err)
 	}
-	list, err := getent("initgroups", u.name)
+	list, err := in.getent("initgroups", u.name)
 	if err == nil {
-		for _, word := range strings.Fields(list)[1:] {
+		words := strings.Fields(list)
+		for _, word := range words[min(1, len(words)):] {
 			if n, err := strconv.ParseUint(word, 10, 32); err == nil {
 				u.groups = append(u.groups, uint32(n))
 			}
@@ -77,50 +77,6 @@ func (in *inner) lookupUser() error {
 		}
 	}
 	return nil
-}
-
-// getent runs the machine's getent(1) and returns its line.
-func getent(database, key string) (string, error) {
-	program := ""
-	for _, p := range []string{"/usr/bin/getent", "/bin/getent"} {
-		if _, err := os.Stat(p); err == nil {
-			program = p
-			break
-		}
-	}
-	if program == "" {
-		if database == "passwd" {
-			return passwdFile(key)
-		}
-		return "", errors.New("the image has no getent program")
-	}
-	cmd := exec.Command(program, database, "--", key)
-	cmd.Env = []string{"PATH=" + DefaultPath}
-	cmd.Dir = "/"
-	out, err := cmd.Output()
-	if err != nil {
-		return "", errors.New("no such user in the image")
-	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	if line == "" {
-		return "", errors.New("no such user in the image")
-	}
-	return line, nil
-}
-
-// passwdFile reads /etc/passwd, for images without getent.
-func passwdFile(key string) (string, error) {
-	data, err := os.ReadFile("/etc/passwd")
-	if err != nil {
-		return "", err
-	}
-	for line := range strings.Lines(string(data)) {
-		f := strings.Split(strings.TrimRight(line, "\n"), ":")
-		if len(f) >= 7 && (f[0] == key || f[2] == key) {
-			return strings.TrimRight(line, "\n"), nil
-		}
-	}
-	return "", errors.New("no such user in the image")
 }
 
 func parsePasswd(line string) (passwd, error) {
@@ -253,6 +209,9 @@ func (in *inner) execute() error {
 			return fmt.Errorf("Failed to change to specified working directory %s: %w", chdir, err)
 		}
 	}
+	if err := in.closeStray(); err != nil {
+		return err
+	}
 	if in.plan.PID2 {
 		return in.executeStub(programs, args, env)
 	}
@@ -264,6 +223,16 @@ func (in *inner) execute() error {
 	}
 	// The supervisor sees the end of the channel when the execution works.
 	return tryExec(programs, in.argv0, args, env, in.name())
+}
+
+// closeStray lets nothing but the streams and the sockets handed over survive the
+// execution: what the spawner's caller left open is not for the machine.
+func (in *inner) closeStray() error {
+	err := unix.CloseRange(uint(3+in.plan.ListenFDs), ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("close stray descriptors: %w", err)
+	}
+	return nil
 }
 
 func (in *inner) name() string {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -25,7 +26,7 @@ const (
 // IsStage tells whether the program was executed as one of the stages. It must
 // be asked from an init function, which runs on the main thread.
 func IsStage() bool {
-	return len(os.Args) > 0 && (os.Args[0] == StageName || os.Args[0] == StubName) && os.Getpid() <= os.Getppid()+1<<30
+	return len(os.Args) > 0 && slices.Contains([]string{StageName, StubName, GetentName}, os.Args[0])
 }
 
 // Main runs the stage and does not return. The main thread must be locked.
@@ -33,6 +34,13 @@ func Main() {
 	runtime.LockOSThread()
 	if os.Args[0] == StubName {
 		os.Exit(stubMain())
+	}
+	if os.Args[0] == GetentName {
+		_ = getentMain()
+		os.Exit(1)
+	}
+	if len(os.Args) < 2 {
+		os.Exit(1)
 	}
 	first, err := strconv.Atoi(os.Args[1])
 	if err != nil || first < 3 {
@@ -490,15 +498,21 @@ func (in *inner) restrict() error {
 	if err := setIDs(u); err != nil {
 		return err
 	}
+	// What we don't have ourselves we can't pass on.
+	_, inh, have, err := caps.Get()
+	if err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	if !root {
+		// Changing the user emptied the effective set; the filters need it.
+		if err := caps.Apply(caps.All(), have, inh, have, 0); err != nil {
+			return fmt.Errorf("keep capabilities: %w", err)
+		}
+	}
 	for _, filter := range p.Seccomp {
 		if err := loadSeccomp(filter); err != nil {
 			return fmt.Errorf("load system call filter: %w", err)
 		}
-	}
-	// What we don't have ourselves we can't pass on.
-	_, _, have, err := caps.Get()
-	if err != nil {
-		return fmt.Errorf("read capabilities: %w", err)
 	}
 	b, ambient := p.CapBounding&have, p.CapAmbient&have
 	switch {
