@@ -37,7 +37,10 @@ type verb struct {
 	hidden   bool
 	changes  bool // may need a password: the polkit agent is started
 	offline  bool // needs no bus
-	run      func(a *app, ctx context.Context, args []string) error
+	// localOnly is what to say when the verb is used on another host or in a
+	// container; "" if it may be.
+	localOnly string
+	run       func(a *app, ctx context.Context, args []string) error
 }
 
 // errDone ends option parsing when an option has done all the work.
@@ -108,6 +111,9 @@ func (a *app) commands(ctx context.Context) *cobra.Command {
 func (a *app) prepare(ctx context.Context, v *verb) error {
 	if v.offline {
 		return nil
+	}
+	if v.localOnly != "" && !a.opts.target.Local() {
+		return cli.Failf("%s", v.localOnly)
 	}
 	if err := a.connect(ctx); err != nil {
 		return err

@@ -78,3 +78,9 @@ func (a *app) instructAll(ctx context.Context, names []string, method, failed st
 	}
 	return nil
 }
+
+// runVolume refuses the verbs that need storage providers, which hand volumes to
+// virtual machines; there are none of them here.
+func runVolume(*app, context.Context, []string) error {
+	return cli.Failf("Volumes of storage providers are not supported. Use 'bind' for directories and files of this host.")
+}

@@ -24,9 +24,6 @@ func runLogin(a *app, ctx context.Context, args []string) error {
 	if len(a.opts.setenv) > 0 || a.opts.uid != "" {
 		return cli.Failf("--setenv= and --uid= are not supported for 'login'. Use 'shell' instead.")
 	}
-	if !a.opts.target.Local() {
-		return cli.Failf("Login only supported on local machines.")
-	}
 	name := hostMachine
 	if len(args) > 0 && args[0] != "" {
 		name = args[0]
@@ -49,9 +46,6 @@ func runLogin(a *app, ctx context.Context, args []string) error {
 }
 
 func runShell(a *app, ctx context.Context, args []string) error {
-	if !a.opts.target.Local() {
-		return cli.Failf("Shell only supported on local machines.")
-	}
 	machine, user := hostMachine, a.opts.uid
 	if len(args) > 0 && args[0] != "" {
 		machine = args[0]

@@ -88,7 +88,7 @@ func (a *app) startMachines(ctx context.Context, names []string) (done bool, err
 		unit, _ := serviceName("nspawn", names[i])
 		text := "Failed to start unit: " + cli.Reason(err)
 		if cli.ErrorName(err) == machine1.ErrorJobFailed {
-			text = cli.Reason(err)
+			text = cli.ReasonLines(err)
 			if result, unitErr := a.bus.UnitProperty(ctx, unit, "Service", "Result"); unitErr == nil && result != "success" {
 				text = a.bus.JobText(ctx, unit, "failed")
 			}

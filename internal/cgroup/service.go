@@ -177,7 +177,7 @@ func (s *service) failure(why string) error {
 type startError struct{ unit, why, log string }
 
 func (e *startError) Error() string {
-	return fmt.Sprintf("Job for %s failed because %s.\nSee %q for details.", e.unit, e.why, e.log)
+	return fmt.Sprintf("Job for %s failed because %s.\nSee %q for details.", e.unit, strings.TrimRight(e.why, "."), e.log)
 }
 
 func (e *startError) As(target any) bool {

@@ -104,9 +104,14 @@ func ErrorName(err error) string {
 	return ""
 }
 
-// Reason is the text of an error for a person: what the service says, or what
-// the system says.
-func Reason(err error) string {
+// Reason is the text of an error for a person, on one line: what the service
+// says, or what the system says.
+func Reason(err error) string { return reason(err, false) }
+
+// ReasonLines is Reason for an error whose text has more lines than one.
+func ReasonLines(err error) string { return reason(err, true) }
+
+func reason(err error, lines bool) string {
 	var e godbus.Error
 	var p *godbus.Error
 	if errors.As(err, &p) {
@@ -123,7 +128,7 @@ func Reason(err error) string {
 	}
 	if len(e.Body) > 0 {
 		if text, ok := e.Body[0].(string); ok && text != "" {
-			return Printable(text, false)
+			return Printable(text, true)
 		}
 	}
 	switch e.Name {

@@ -102,6 +102,9 @@ func (s *Server) login(ctx context.Context, m *registry.Machine) (*nsexec.PTY, e
 		return nil, err
 	}
 	unit := fmt.Sprintf("container-getty@%d.service", pty.Number)
+	// A getty that was left often in a short time has run into its start limit,
+	// and the terminal would stay dark.
+	_ = s.manager(ctx, m, "ResetFailedUnit", unit)
 	if err := s.manager(ctx, m, "StartUnit", unit, "replace"); err != nil {
 		pty.Close()
 		return nil, err
