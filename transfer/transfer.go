@@ -27,7 +27,11 @@ const (
 	ExportRaw Kind = "export-raw"
 	PullTar   Kind = "pull-tar"
 	PullRaw   Kind = "pull-raw"
+	PullOCI   Kind = "pull-oci"
 )
+
+// Pulls says whether a transfer of this kind fetches from elsewhere.
+func (k Kind) Pulls() bool { return k == PullTar || k == PullRaw || k == PullOCI }
 
 // Verify says what a pulled file is checked against.
 type Verify string
@@ -159,6 +163,8 @@ func Run(ctx context.Context, req Request) error {
 		return e.export(ctx)
 	case PullTar, PullRaw:
 		return e.pull(ctx)
+	case PullOCI:
+		return e.pullOCI(ctx)
 	}
 	return fmt.Errorf("%w: unknown kind of transfer %q", ErrInvalid, req.Kind)
 }

@@ -26,7 +26,15 @@ const maxDirTimes = 500_000
 // settled is not nil it is told of each regular file that is complete.
 func Untar(ctx context.Context, r io.Reader, root *os.File, settled func(fd int, size int64)) error {
 	tail := &tailReader{r: r}
-	u := &untar{root: root, tr: tar.NewReader(tail), buf: make([]byte, 256<<10), names: newNames(), fill: newFiller(settled)}
+	u := newUntar(root, tail, settled)
+	return u.run(ctx, tail)
+}
+
+func newUntar(root *os.File, r io.Reader, settled func(fd int, size int64)) *untar {
+	return &untar{root: root, tr: tar.NewReader(r), buf: make([]byte, 256<<10), names: newNames(), fill: newFiller(settled)}
+}
+
+func (u *untar) run(ctx context.Context, tail *tailReader) error {
 	err := u.all(ctx, tail)
 	if fillErr := u.fill.wait(); fillErr != nil {
 		err = fillErr // what it caused comes second
@@ -60,7 +68,7 @@ func (u *untar) all(ctx context.Context, tail *tailReader) error {
 	if u.fill.failed.Load() {
 		return nil // wait tells why
 	}
-	if entries == 0 {
+	if entries == 0 && u.layer == nil {
 		return fmt.Errorf("%w: it holds nothing", ErrArchive)
 	}
 	// What follows the end mark is read too, so that a broken stream shows.
@@ -127,6 +135,7 @@ type untar struct {
 	late       []lateACL
 	names      *nameTable
 	fill       *filler
+	layer      *layer // nil: an archive of its own
 }
 
 func (u *untar) forget() {
@@ -229,6 +238,15 @@ func (u *untar) entry(ctx context.Context, h *tar.Header) error {
 		return fail("open directory", err)
 	}
 	at := int(parent.Fd())
+	if u.layer != nil {
+		done, err := u.layer.enter(parent, dir, base, h.Typeflag == tar.TypeDir)
+		if err != nil {
+			return fail("whiteout", err)
+		}
+		if done {
+			return nil
+		}
+	}
 	if h.Typeflag == tar.TypeDir {
 		return u.makeDirectory(h, parent, dir, base)
 	}

@@ -1,0 +1,311 @@
+package transfer
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+// layerOf makes a layer: names with a slash at their end are directories.
+func layerOf(t *testing.T, names ...string) v1.Layer {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, n := range names {
+		h := &tar.Header{Name: n, Mode: 0o644, Typeflag: tar.TypeReg, Size: int64(len(n))}
+		if strings.HasSuffix(n, "/") {
+			h.Typeflag, h.Mode, h.Size = tar.TypeDir, 0o755, 0
+		} else if strings.Contains(n, whiteout) {
+			h.Size = 0
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if h.Size > 0 {
+			_, _ = w.Write([]byte(n))
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func ociImage(t *testing.T, layers ...v1.Layer) v1.Image {
+	t.Helper()
+	img, err := mutate.AppendLayers(empty.Image, layers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file = file.DeepCopy()
+	file.OS, file.Architecture = "linux", "amd64"
+	file.Config = v1.Config{
+		Entrypoint: []string{"/bin/app", "a b"}, Cmd: []string{`quo"te`}, Env: []string{"PATH=/bin", "MSG=two words"},
+		User: "www:www", WorkingDir: "/srv", ExposedPorts: map[string]struct{}{"80/tcp": {}, "53/udp": {}},
+	}
+	if img, err = mutate.ConfigFile(img, file); err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// whiteoutImage has in its layers each thing a layer can do to those below.
+func whiteoutImage(t *testing.T) v1.Image {
+	return ociImage(t,
+		layerOf(t, "usr/", "usr/bin/", "usr/bin/app", "gone", "dir/", "dir/old", "dir/sub/", "dir/sub/old", "todir", "tofile/", "tofile/x"),
+		layerOf(t, ".wh.gone", "dir/", "dir/new", "dir/.wh..wh..opq", "todir/", "todir/in", "tofile"),
+		layerOf(t, "late", "usr/bin/.wh.missing"),
+	)
+}
+
+var whiteoutWant = []string{"dir/new", "late", "todir/in", "tofile", "usr/bin/app"}
+
+func filesBelow(t *testing.T, root string) []string {
+	t.Helper()
+	var got []string
+	err := filepath.Walk(root, func(p string, st os.FileInfo, err error) error {
+		if err == nil && st.Mode().IsRegular() {
+			rel, _ := filepath.Rel(root, p)
+			got = append(got, rel)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// testRegistry serves a registry on loopback and returns its host:port.
+func testRegistry(t *testing.T, wrap func(http.Handler) http.Handler) string {
+	t.Helper()
+	var handler http.Handler = registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	if wrap != nil {
+		handler = wrap(handler)
+	}
+	srv := httptest.NewServer(handler)
+	t.Cleanup(srv.Close)
+	return strings.TrimPrefix(srv.URL, "http://")
+}
+
+func push(t *testing.T, host, repo string, img v1.Image, options ...remote.Option) {
+	t.Helper()
+	ref, err := name.ParseReference(host + "/" + repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(ref, img, options...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func pullOCI(t *testing.T, root, reference string, change func(*Request)) error {
+	t.Helper()
+	req := Request{
+		Kind: PullOCI, Local: "img", Remote: reference, ImageRoot: root, SearchPath: []string{root}, LockDir: t.TempDir(), NoSync: true,
+	}
+	if change != nil {
+		change(&req)
+	}
+	return Run(context.Background(), req)
+}
+
+func TestPullOCI(t *testing.T) {
+	needRoot(t)
+	img := whiteoutImage(t)
+	host := testRegistry(t, nil)
+	push(t, host, "team/app:1", img)
+	digest, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	index, err := layout.Write(filepath.Join(dir, "layout"), empty.Index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := index.AppendImage(img, layout.WithAnnotations(map[string]string{refNameAnnotation: "v1"})); err != nil {
+		t.Fatal(err)
+	}
+	tag, err := name.NewTag("app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive := filepath.Join(dir, "saved.tar")
+	if err := tarball.WriteToFile(archive, tag, img); err != nil {
+		t.Fatal(err)
+	}
+	for _, reference := range []string{
+		host + "/team/app:1", host + "/team/app@" + digest.String(),
+		"oci:" + dir + "/layout", "oci:" + dir + "/layout:v1", "docker-archive:" + archive,
+	} {
+		t.Run(reference[:6], func(t *testing.T) {
+			root := t.TempDir()
+			if err := pullOCI(t, root, reference, nil); err != nil {
+				t.Fatal(err)
+			}
+			if got := filesBelow(t, filepath.Join(root, "img")); fmt.Sprint(got) != fmt.Sprint(whiteoutWant) {
+				t.Errorf("got %v, want %v", got, whiteoutWant)
+			}
+			settings, err := os.ReadFile(filepath.Join(root, "img.nspawn"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := "# From the configuration of an OCI image.\n[Exec]\nBoot=no\nProcessTwo=yes\n" +
+				`Parameters=/bin/app "a b" "quo\"te"` + "\nEnvironment=PATH=/bin\n" + `Environment="MSG=two words"` +
+				"\nWorkingDirectory=/srv\nUser=www\n\n[Network]\nPort=tcp:80\nPort=udp:53\n"
+			if string(settings) != want {
+				t.Errorf("settings: got\n%s\nwant\n%s", settings, want)
+			}
+			if entries, _ := os.ReadDir(root); len(entries) != 2 {
+				t.Errorf("left beside the image: %v", entries)
+			}
+		})
+	}
+}
+
+func TestPullOCIKeepsLayers(t *testing.T) {
+	needRoot(t)
+	blobs := 0
+	host := testRegistry(t, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {
+				blobs++
+			}
+			next.ServeHTTP(w, r)
+		})
+	})
+	img := ociImage(t, layerOf(t, "usr/", "usr/a"))
+	push(t, host, "a:1", img)
+	root := t.TempDir()
+	keep := func(r *Request) { r.KeepDownload = true }
+	if err := pullOCI(t, root, host+"/a:1", keep); err != nil {
+		t.Fatal(err)
+	}
+	kept, _ := filepath.Glob(filepath.Join(root, LayerPrefix+"sha256:*"))
+	if len(kept) != 1 {
+		t.Fatalf("kept layers: got %v, want one", kept)
+	}
+	before := blobs
+	again := func(r *Request) { r.KeepDownload, r.Local = true, "other" }
+	if err := pullOCI(t, root, host+"/a:1", again); err != nil {
+		t.Fatal(err)
+	}
+	if got := blobs - before; got != 1 { // the configuration
+		t.Errorf("blobs fetched again: got %d, want 1", got)
+	}
+	// A kept layer that has rotted is not used.
+	if err := os.WriteFile(kept[0], []byte("rotten"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	third := func(r *Request) { r.KeepDownload, r.Local = true, "third" }
+	if err := pullOCI(t, root, host+"/a:1", third); err != nil {
+		t.Fatal(err)
+	}
+	if got := filesBelow(t, filepath.Join(root, "third")); len(got) != 1 {
+		t.Errorf("got %v, want usr/a", got)
+	}
+}
+
+func TestPullOCILogin(t *testing.T) {
+	needRoot(t)
+	host := testRegistry(t, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if user, pass, _ := r.BasicAuth(); user != "me" || pass != "secret" {
+				w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	})
+	config := t.TempDir()
+	t.Setenv("DOCKER_CONFIG", config)
+	root := t.TempDir()
+	if err := pullOCI(t, root, host+"/a:1", nil); err == nil || !strings.Contains(err.Error(), "UNAUTHORIZED") && !strings.Contains(err.Error(), "401") {
+		t.Errorf("without a login: got %v, want an error that says unauthorized", err)
+	}
+	text := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte("me:secret")))
+	if err := os.WriteFile(filepath.Join(config, "config.json"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	push(t, host, "a:1", ociImage(t, layerOf(t, "usr/", "usr/a")), remote.WithAuth(basic{}))
+	if err := pullOCI(t, root, host+"/a:1", nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPullOCIFailures(t *testing.T) {
+	needRoot(t)
+	evil := testRegistry(t, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			rec := httptest.NewRecorder()
+			next.ServeHTTP(rec, r)
+			body := rec.Body.Bytes()
+			if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") && bytes.HasPrefix(body, []byte("\x1f\x8b")) {
+				body[len(body)/2] ^= 1
+			}
+			for key, value := range rec.Header() {
+				w.Header()[key] = value
+			}
+			w.WriteHeader(rec.Code)
+			_, _ = w.Write(body)
+		})
+	})
+	push(t, evil, "a:1", ociImage(t, layerOf(t, "usr/", "usr/a")))
+	good := testRegistry(t, nil)
+	push(t, good, "a:1", ociImage(t, layerOf(t, "usr/", "../out")))
+	push(t, good, "b:1", ociImage(t, layerOf(t, "usr/", "usr/.wh...")))
+	for _, tt := range []struct {
+		name, reference string
+		want            error
+	}{
+		{"changed layer", evil + "/a:1", nil},
+		{"no such repository", good + "/none:1", nil},
+		{"no such digest", good + "/a@sha256:" + strings.Repeat("0", 64), nil},
+		{"path out of the tree", good + "/a:1", ErrArchive},
+		{"whiteout of the parent", good + "/b:1", nil},
+		{"bad reference", "UPPER//x", ErrInvalid},
+		{"relative layout", "oci:dir", ErrInvalid},
+		{"missing layout", "oci:/nonexistent", os.ErrNotExist},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			root := t.TempDir()
+			err := pullOCI(t, root, tt.reference, nil)
+			if err == nil || tt.want != nil && !errors.Is(err, tt.want) {
+				t.Errorf("got %v, want %v", err, tt.want)
+			}
+			if entries, _ := os.ReadDir(root); len(entries) != 0 {
+				t.Errorf("left: %v", entries)
+			}
+		})
+	}
+}
