@@ -68,8 +68,9 @@ func serve(log *logrus.Logger, idle time.Duration) error {
 		}
 		stores[class] = store
 	}
+	authority := polkit.New(conn)
 	srv := server.New(server.Config{
-		Conn: conn, Authority: polkit.New(conn), Launcher: launcher{}, Stores: stores,
+		Conn: conn, Authority: authority, Launcher: launcher{}, Stores: stores,
 		Log: log.WithField("component", "import1"),
 	})
 	if err := srv.Export(ctx); err != nil {
@@ -78,6 +79,12 @@ func serve(log *logrus.Logger, idle time.Duration) error {
 	if err := srv.RequestName(ctx); err != nil {
 		return err
 	}
+	endVarlink, err := serveVarlink(ctx, srv, authority, log.WithField("component", "varlink"))
+	if err != nil {
+		return err
+	}
+	endVarlink = sync.OnceFunc(endVarlink)
+	defer endVarlink()
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 	lost := conn.Context()
 	var watchdog sync.WaitGroup
@@ -96,6 +103,7 @@ func serve(log *logrus.Logger, idle time.Duration) error {
 	if lost.Err() == nil {
 		_ = srv.ReleaseName(context.WithoutCancel(ctx))
 	}
+	endVarlink()
 	if idled {
 		srv.Drain() // what came in just before the name was given back
 	}

@@ -54,7 +54,7 @@ func (launcher) Start(req transfer.Request) (server.Worker, error) {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, req.File)
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if req.Kind != transfer.PullTar && req.Kind != transfer.PullRaw {
+	if !req.Kind.Pulls() {
 		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNET
 	}
 	out, err := cmd.StdoutPipe()

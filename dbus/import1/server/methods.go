@@ -75,6 +75,7 @@ func (s *Server) managerInterface() *dbus.Interface {
 	i.Methods = append(i.Methods, pulls("PullTar", transfer.PullTar)...)
 	i.Methods = append(i.Methods, pulls("PullRaw", transfer.PullRaw)...)
 	i.Methods = append(i.Methods,
+		method("PullOci", dbus.Args("s reference", "s local_name", "s class", "t flags"), started, s.pullOCI),
 		method("ListTransfers", nil, dbus.Args("a(usssdo) transfers"), s.listTransfers),
 		method("ListTransfersEx", dbus.Args("s class", "t flags"), dbus.Args("a(ussssdo) transfers"), s.listTransfersEx),
 		method("CancelTransfer", dbus.Args("u transfer_id"), nil, s.cancelTransfer),
@@ -116,7 +117,7 @@ func (s *Server) prepare(kind transfer.Kind, class, local string, flags, allowed
 	if flags&^allowed != 0 {
 		return req, invalid("Flags 0x%x invalid", flags)
 	}
-	if local != "" || kind != transfer.PullTar && kind != transfer.PullRaw {
+	if local != "" || !kind.Pulls() {
 		if !image.ValidName(local) {
 			return req, invalid("Local image name %s is invalid", local)
 		}
@@ -127,17 +128,21 @@ func (s *Server) prepare(kind transfer.Kind, class, local string, flags, allowed
 
 // run starts a transfer and tells its id.
 func (s *Server) run(req transfer.Request) ([]any, error) {
+	t, err := s.launch(req, Watch{})
+	if err != nil {
+		return nil, err
+	}
+	return []any{t.id, import1.TransferPath(t.id)}, nil
+}
+
+func (s *Server) launch(req transfer.Request, watch Watch) (*running, error) {
 	if req.Class == image.ClassMachine && req.Kind != transfer.ExportTar && req.Kind != transfer.ExportRaw {
 		// Off btrfs there is nothing to set up, and without quota images work as well.
 		if err := s.cfg.Stores[req.Class].SetupPool(); err != nil {
 			s.log.WithError(err).Warn("Pool not set up")
 		}
 	}
-	t, err := s.start(req)
-	if err != nil {
-		return nil, err
-	}
-	return []any{t.id, import1.TransferPath(t.id)}, nil
+	return s.start(req, watch)
 }
 
 func (s *Server) importFile(ctx context.Context, c *dbus.Call, kind transfer.Kind, class string, flags uint64) ([]any, error) {
@@ -184,21 +189,48 @@ func (s *Server) export(ctx context.Context, c *dbus.Call, kind transfer.Kind, c
 }
 
 func (s *Server) pull(ctx context.Context, c *dbus.Call, kind transfer.Kind, class, verify string, flags uint64) ([]any, error) {
-	req, err := s.prepare(kind, class, c.String(1), flags, import1.FlagForce|import1.FlagReadOnly|import1.FlagKeepDownload)
+	req, err := s.preparePull(kind, class, c.String(0), c.String(1), verify, flags)
 	if err != nil {
 		return nil, err
-	}
-	req.Remote = c.String(0)
-	if err := transfer.CheckURL(req.Remote); err != nil {
-		return nil, invalid("URL %s is invalid", req.Remote)
-	}
-	if req.Verify, err = transfer.ParseVerify(verify); err != nil {
-		return nil, invalid("Unknown verification mode %s", verify)
 	}
 	if err := s.authorize(ctx, c, actionPull); err != nil {
 		return nil, err
 	}
 	return s.run(req)
+}
+
+func (s *Server) pullOCI(ctx context.Context, c *dbus.Call, _ any) ([]any, error) {
+	req, err := s.preparePull(transfer.PullOCI, c.String(2), c.String(0), c.String(1), string(transfer.VerifyNo), c.Uint64(3))
+	if err != nil {
+		return nil, err
+	}
+	if err := s.authorize(ctx, c, actionPull); err != nil {
+		return nil, err
+	}
+	return s.run(req)
+}
+
+// preparePull checks what a pull is given.
+func (s *Server) preparePull(kind transfer.Kind, class, remote, local, verify string, flags uint64) (transfer.Request, error) {
+	req, err := s.prepare(kind, class, local, flags, import1.FlagForce|import1.FlagReadOnly|import1.FlagKeepDownload)
+	if err != nil {
+		return req, err
+	}
+	req.Remote = remote
+	if kind == transfer.PullOCI {
+		if local == "" {
+			return req, invalid("Local image name %s is invalid", local)
+		}
+		if err := transfer.CheckReference(remote); err != nil {
+			return req, invalid("OCI reference %s is invalid", remote)
+		}
+	} else if err := transfer.CheckURL(remote); err != nil {
+		return req, invalid("URL %s is invalid", remote)
+	}
+	if req.Verify, err = transfer.ParseVerify(verify); err != nil {
+		return req, invalid("Unknown verification mode %s", verify)
+	}
+	return req, nil
 }
 
 // checkFile lets through what a transfer can read or write: a directory for

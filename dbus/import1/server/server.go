@@ -78,6 +78,7 @@ type running struct {
 	canceled bool
 	stops    int
 	progress float64
+	watch    Watch
 }
 
 // New makes a server; Export makes it reachable.
@@ -202,14 +203,14 @@ func (s *Server) progressOf(t *running) float64 {
 }
 
 // start puts a transfer in the table and starts its worker.
-func (s *Server) start(req transfer.Request) (*running, error) {
-	t := &running{req: req, progress: import1.UnknownProgress}
+func (s *Server) start(req transfer.Request, watch Watch) (*running, error) {
+	t := &running{req: req, progress: import1.UnknownProgress, watch: watch}
 	s.mu.Lock()
 	if len(s.transfers) >= maxTransfers {
 		s.mu.Unlock()
 		return nil, fmt.Errorf("start transfer: more than %d run already: %w", maxTransfers, unix.E2BIG)
 	}
-	if req.Kind == transfer.PullTar || req.Kind == transfer.PullRaw {
+	if req.Kind.Pulls() {
 		for _, other := range s.transfers {
 			if other.req.Kind == req.Kind && other.req.Remote == req.Remote {
 				s.mu.Unlock()
@@ -228,6 +229,9 @@ func (s *Server) start(req transfer.Request) (*running, error) {
 		<-ready
 		s.log.WithField("transfer", t.id).Info(line)
 		s.emit(path, import1.TransferInterface, "LogMessage", uint32(priority), line)
+		if watch.Log != nil {
+			watch.Log(priority, line)
+		}
 	}
 	t.req.Progress = func(fraction float64) {
 		<-ready
@@ -235,6 +239,9 @@ func (s *Server) start(req transfer.Request) (*running, error) {
 		t.progress = fraction
 		s.mu.Unlock()
 		s.emit(path, import1.TransferInterface, "ProgressUpdate", fraction)
+		if watch.Progress != nil {
+			watch.Progress(fraction)
+		}
 	}
 	worker, err := s.cfg.Launcher.Start(t.req)
 	s.mu.Lock()
@@ -276,6 +283,9 @@ func (s *Server) finish(t *running, err error) {
 		}
 	}
 	s.emit(import1.ManagerPath, import1.ManagerInterface, "TransferRemoved", t.id, import1.TransferPath(t.id), result)
+	if t.watch.Ended != nil {
+		t.watch.Ended(result)
+	}
 	select {
 	case s.idle <- struct{}{}:
 	default:
