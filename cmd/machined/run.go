@@ -80,11 +80,16 @@ func run(ctx context.Context, cfg config, log *logrus.Logger) error {
 			Dial: func(ctx context.Context) (*godbus.Conn, error) { return dbus.Connect(ctx, address) },
 			Log:  log.WithField("component", "units"),
 		})
-		if err != nil {
+		switch {
+		case err == nil:
+			defer pid1.Close()
+			backend = pid1
+		case cfg.user:
+			log.WithError(err).Warn("No service manager answers: machines can be registered only.")
+			backend = registry.NoUnits{}
+		default:
 			return err
 		}
-		defer pid1.Close()
-		backend = pid1
 	}
 
 	reg := registry.New(registry.Config{
