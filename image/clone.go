@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"machined/internal/btrfs"
+	"machined/internal/durable"
 	"machined/internal/treecopy"
 
 	"golang.org/x/sys/unix"
@@ -129,7 +130,7 @@ func (s *Store) cloneTree(ctx context.Context, img Image, newName string, readOn
 		return err
 	}
 	if !snapshot {
-		if err := treecopy.Copy(ctx, src, dst, treecopy.Options{SameMount: true}); err != nil {
+		if err := treecopy.Copy(ctx, src, dst, treecopy.Options{SameMount: true, Settled: settled(dst)}); err != nil {
 			return err
 		}
 	}
@@ -143,7 +144,7 @@ func (s *Store) cloneTree(ctx context.Context, img Image, newName string, readOn
 		}
 	}
 	if !snapshot {
-		if err := syncTree(dst); err != nil {
+		if err := durable.Tree(dst); err != nil {
 			return err
 		}
 	}
@@ -164,6 +165,15 @@ func (s *Store) cloneTree(ctx context.Context, img Image, newName string, readOn
 	return nil
 }
 
+// settled starts the writing of files while others are still copied, where that
+// spares a long wait in the end.
+func settled(dst *os.File) func(fd int) {
+	if !durable.OwnFiles(int(dst.Fd())) {
+		return nil
+	}
+	return durable.Start
+}
+
 // MakeTree makes an empty directory in an open directory for the tree of an
 // image: a subvolume where the file system has them.
 func MakeTree(dir *os.File, name string) error {
@@ -176,11 +186,6 @@ func MakeTree(dir *os.File, name string) error {
 		return &os.PathError{Op: "mkdir", Path: name, Err: err}
 	}
 	return nil
-}
-
-// syncTree writes the file system of an open tree to the disk.
-func syncTree(dir *os.File) error {
-	return os.NewSyscallError("syncfs", unix.Syncfs(int(dir.Fd())))
 }
 
 func (s *Store) cloneAuxiliary(ctx context.Context, img Image, newName string) error {

@@ -140,7 +140,13 @@ func (c *copier) regular(ctx context.Context, d *dir, name string, node *os.File
 			return pathError("copy", d, name, err)
 		}
 	}
-	return c.attributes(src, dst, st)
+	if err := c.attributes(src, dst, st); err != nil {
+		return err
+	}
+	if c.opts.Settled != nil && st.Size > 0 {
+		c.opts.Settled(out)
+	}
+	return nil
 }
 
 // attributes gives dst owner, mode, extended attributes and times of src. Either

@@ -33,6 +33,9 @@ type Options struct {
 	Workers int
 	// Progress is told of each piece copied, in bytes, from many goroutines.
 	Progress func(bytes int64)
+	// Settled is told of each regular file that is complete, open for writing
+	// under fd, from many goroutines.
+	Settled func(fd int)
 }
 
 // inode identifies a file during a copy.
