@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -112,6 +113,21 @@ func TestManualCoversAll(t *testing.T) {
 		}
 		if option.Short != 0 && !strings.Contains(manual, "-"+string(option.Short)) {
 			t.Errorf("machinectl.1 does not describe -%c", option.Short)
+		}
+	}
+}
+
+func TestCompletionCoversAll(t *testing.T) {
+	for _, path := range []string{"../../completions/bash/machinectl", "../../completions/zsh/_machinectl"} {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		words := strings.FieldsFunc(string(data), func(r rune) bool { return r != '-' && (r < 'a' || r > 'z') })
+		for _, v := range verbs {
+			if !v.hidden && !slices.Contains(words, v.name) {
+				t.Errorf("%s does not have the command %s", path, v.name)
+			}
 		}
 	}
 }
