@@ -136,11 +136,21 @@ func (c *copier) regular(ctx context.Context, d *dir, name string, node *os.File
 	dst := os.NewFile(uintptr(out), name)
 	defer func() { _ = dst.Close() }()
 	if st.Size > 0 {
-		if err := c.content(ctx, src, dst, st.Size); err != nil {
-			return pathError("copy", d, name, err)
+		copied := false
+		if st.Size <= copyChunk && st.Blocks*512 >= st.Size && !c.reflink.Load() {
+			// Most files: small, without holes. One call does it.
+			n, err := unix.CopyFileRange(fd, nil, out, nil, int(st.Size), 0)
+			if copied = err == nil && int64(n) == st.Size; copied {
+				c.progress(st.Size)
+			}
+		}
+		if !copied {
+			if err := c.content(ctx, src, dst, st.Size); err != nil {
+				return pathError("copy", d, name, err)
+			}
 		}
 	}
-	if err := c.attributes(src, dst, st); err != nil {
+	if err := c.fileAttributes(src, dst, st); err != nil {
 		return err
 	}
 	if c.opts.Settled != nil && st.Size > 0 {
@@ -178,6 +188,31 @@ func (c *copier) attributes(src, dst *os.File, st *unix.Stat_t) error {
 		return nil
 	}
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, procPath(dst), times, 0); err != nil {
+		return &os.PathError{Op: "set times of", Path: dst.Name(), Err: err}
+	}
+	return nil
+}
+
+// fileAttributes is attributes for two regular files that are open, which saves
+// looking them up for each call.
+func (c *copier) fileAttributes(src, dst *os.File, st *unix.Stat_t) error {
+	from, to := int(src.Fd()), int(dst.Fd())
+	uid, gid := st.Uid, st.Gid
+	if c.opts.Owner != nil {
+		uid, gid = c.opts.Owner(uid, gid)
+	}
+	if err := unix.Fchown(to, int(uid), int(gid)); err != nil {
+		return &os.PathError{Op: "chown", Path: dst.Name(), Err: err}
+	}
+	if err := unix.Fchmod(to, st.Mode&0o7777); err != nil {
+		return &os.PathError{Op: "chmod", Path: dst.Name(), Err: err}
+	}
+	if n, err := unix.Flistxattr(from, nil); err != nil || n > 0 {
+		if err := copyXattrs(src, dst, false); err != nil {
+			return err
+		}
+	}
+	if err := futimens(to, []unix.Timespec{st.Atim, st.Mtim}); err != nil {
 		return &os.PathError{Op: "set times of", Path: dst.Name(), Err: err}
 	}
 	return nil

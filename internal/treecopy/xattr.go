@@ -71,3 +71,12 @@ func utimensEmpty(fd int, times []unix.Timespec) error {
 	}
 	return nil
 }
+
+// futimens sets the times of an open file (utimensat(2) without a path).
+func futimens(fd int, times []unix.Timespec) error {
+	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&times[0])), 0, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
