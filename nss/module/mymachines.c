@@ -159,7 +159,9 @@ static enum nss_status fill_hostent(const struct ask_reply *reply, int af, const
         if (only != NULL)
                 count = 1;
         if (count == 0)
-                return fail(errnop, h_errnop, ENOENT, NO_DATA, NSS_STATUS_NOTFOUND);
+                /* The name is a machine's, so nobody else is to be asked: DNS could
+                 * only be slow, or speak of another host. */
+                return fail(errnop, h_errnop, ENOENT, NO_DATA, NSS_STATUS_RETURN);
 
         aliases = reserve(&s, sizeof *aliases);
         if (aliases == NULL)

@@ -233,7 +233,6 @@ func TestBusFuzz(t *testing.T) {
 		var machine *host.Process
 		ready := func() { // whatever a call did to the machine and its image
 			if _, err := os.Stat(h.Path("/var/lib/machines/bb/bin/busybox")); err != nil {
-				h.Try("systemd-nspawn", "--version")
 				h.Try("sh", "-c", "machinectl terminate bb; chattr -R -i /var/lib/machines/bb; rm -rf /var/lib/machines/bb /var/lib/machines/newimage")
 				h.BusyboxTree(t, "bb")
 			}
@@ -245,6 +244,13 @@ func TestBusFuzz(t *testing.T) {
 				_ = machine.Signal(h, 9)
 				machine.Wait(t)
 			}
+			h.Try("systemctl", "stop", "machine-bb.scope") // of a machine that was unregistered
+			host.Eventually(t, 10*time.Second, func() error {
+				if r := h.Try("systemctl", "is-active", "machine-bb.scope"); r.Exit == 0 {
+					return fmt.Errorf("%v", r)
+				}
+				return nil
+			})
 			machine = h.Start(t, "systemd-nspawn", "-q", "-M", "bb", "-D", "/var/lib/machines/bb", "sleep", "1000000")
 			waitMachine(t, h, "bb")
 		}
