@@ -8,8 +8,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"machined/internal/caps"
 	"machined/internal/netname"
@@ -150,6 +152,24 @@ func words(list []string) error {
 	return errDone
 }
 
+// signalNames are the signals that have a name, in the order of their numbers.
+func signalNames() (list []string) {
+	for n := syscall.Signal(1); n < settings.RTMin; n++ {
+		if name := unix.SignalName(n); name != "" {
+			list = append(list, name)
+		}
+	}
+	for n := range settings.RTMax - settings.RTMin + 1 {
+		list = append(list, fmt.Sprintf("SIGRTMIN+%d", n))
+	}
+	return list
+}
+
+// unitTypes are the kinds of units that are not slices (systemd.unit(5)).
+var unitTypes = []string{
+	"service", "socket", "device", "mount", "automount", "swap", "target", "path", "timer", "scope",
+}
+
 func (c *commandLine) imageFlags() {
 	o := &c.opts
 	c.value("directory", "D", "PATH", "Root directory for the container", absolute(&o.Directory))
@@ -222,6 +242,9 @@ func (c *commandLine) execFlags() {
 	c.masked("user", "user", "u", "USER", "Run the command under specified user or UID", nonEmpty(&o.User))
 	c.masked("user", "uid", "", "USER", "The same", nonEmpty(&o.User))
 	c.masked("kill-signal", "kill-signal", "", "SIGNAL", "Select signal to use for shutting down PID 1", func(s string) (err error) {
+		if s == "help" {
+			return words(signalNames())
+		}
 		o.KillSignal, err = settings.ParseSignal(s)
 		return err
 	})
@@ -257,6 +280,9 @@ func (c *commandLine) identityFlags() {
 			return errors.New("empty argument")
 		}
 		if !strings.HasSuffix(s, ".slice") {
+			if i := strings.LastIndexByte(s, '.'); i >= 0 && slices.Contains(unitTypes, s[i+1:]) {
+				return fmt.Errorf("%q is not a slice", s)
+			}
 			s += ".slice"
 		}
 		o.Slice = s
@@ -459,6 +485,9 @@ func (c *commandLine) otherFlags() {
 		return err
 	})
 	c.masked("link-journal", "link-journal", "", "MODE", "Link up guest journal", func(s string) (err error) {
+		if s == "help" {
+			return words([]string{"no", "host", "try-host", "guest", "try-guest", "auto"})
+		}
 		o.LinkJournal, o.JournalTry, err = settings.ParseLinkJournal(s)
 		return err
 	})

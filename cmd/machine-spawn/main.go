@@ -38,7 +38,10 @@ func init() {
 
 func main() {
 	code, err := run(os.Args[1:])
-	if err != nil && !errors.Is(err, errDone) {
+	if errors.Is(err, errDone) {
+		os.Exit(0)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

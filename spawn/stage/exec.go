@@ -3,7 +3,6 @@ package stage
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path"
 	"strconv"
 	"strings"
@@ -201,6 +200,9 @@ func (in *inner) execute() error {
 	if chdir == "" && len(in.plan.Argv) == 0 && !in.plan.Boot && in.user.home != "" {
 		chdir = in.user.home
 	}
+	if err := in.nextPID(); err != nil {
+		return err
+	}
 	if err := in.restrict(); err != nil {
 		return err
 	}
@@ -259,16 +261,13 @@ func tryExec(programs []string, argv0 func(string) string, args, env []string, n
 	return fmt.Errorf("execv(%s) failed: %w", name, last)
 }
 
-// executeStub replaces this program by itself as the machine's init, so that no
-// thread of it keeps more rights than the payload has.
+// executeStub starts the payload as process 2, held back, and replaces this
+// program by itself as the machine's init, so that no thread of it keeps more
+// rights than the payload has when that begins.
 func (in *inner) executeStub(programs, args, env []string) error {
-	spec := stubSpec{Programs: programs, Args: args, Env: env, Name: in.name()}
+	spec := launchSpec{Programs: programs, Args: args, Env: env, Name: in.name()}
 	for _, p := range programs {
 		spec.Argv0 = append(spec.Argv0, in.argv0(p))
-	}
-	fd, err := spec.memfd()
-	if err != nil {
-		return err
 	}
 	if err := in.ch.Send(StepReady, nil); err != nil {
 		return err
@@ -276,15 +275,12 @@ func (in *inner) executeStub(programs, args, env []string) error {
 	if err := in.ch.Wait(StepExecute); err != nil {
 		return err
 	}
-	channel := int(in.ch.f.Fd())
-	for _, n := range []int{fd, channel, in.exe} {
-		if _, err := unix.FcntlInt(uintptr(n), unix.F_SETFD, 0); err != nil {
-			return os.NewSyscallError("fcntl", err)
-		}
+	pid, err := in.launch(spec)
+	if err != nil {
+		return fmt.Errorf("start process 2: %w", err)
 	}
-	argv := []string{StubName, strconv.Itoa(channel), strconv.Itoa(fd), strconv.Itoa(in.exe)}
 	stubEnv := []string{"container=" + in.plan.Manager, "container_uuid=" + in.plan.UUID}
-	return fmt.Errorf("execute stub init: %w", execFD(in.exe, argv, stubEnv))
+	return fmt.Errorf("execute stub init: %w", execFD(in.exe, []string{StubName, strconv.Itoa(pid)}, stubEnv))
 }
 
 // execFD executes the open file fd (execveat(2), AT_EMPTY_PATH).

@@ -64,7 +64,7 @@ func (in *inner) getent(database, key string) (string, error) {
 		return "", err
 	}
 	defer null.Close()
-	exe, err := unix.FcntlInt(uintptr(in.exe), unix.F_DUPFD_CLOEXEC, 3)
+	exe, err := unix.FcntlInt(uintptr(in.exe), unix.F_DUPFD_CLOEXEC, 64)
 	if err != nil {
 		return "", os.NewSyscallError("fcntl", err)
 	}

@@ -23,18 +23,18 @@ const (
 	StubName  = "(sd-stubinit)"
 )
 
+// stageAgain asks the stage to execute itself once more.
+const stageAgain = "again"
+
 // IsStage tells whether the program was executed as one of the stages. It must
 // be asked from an init function, which runs on the main thread.
 func IsStage() bool {
-	return len(os.Args) > 0 && slices.Contains([]string{StageName, StubName, GetentName}, os.Args[0])
+	return len(os.Args) > 0 && slices.Contains([]string{StageName, StubName, GetentName, LaunchName}, os.Args[0])
 }
 
 // Main runs the stage and does not return. The main thread must be locked.
 func Main() {
 	runtime.LockOSThread()
-	if os.Args[0] == StubName {
-		os.Exit(stubMain())
-	}
 	if os.Args[0] == GetentName {
 		_ = getentMain()
 		os.Exit(1)
@@ -42,8 +42,20 @@ func Main() {
 	if len(os.Args) < 2 {
 		os.Exit(1)
 	}
+	switch os.Args[0] {
+	case StubName:
+		os.Exit(stubMain())
+	case LaunchName:
+		os.Exit(launchMain())
+	}
 	first, err := strconv.Atoi(os.Args[1])
 	if err != nil || first < 3 {
+		os.Exit(1)
+	}
+	if len(os.Args) > 2 && os.Args[2] == stageAgain {
+		// The numbers of our threads are free again afterwards, so that the
+		// machine's second process can be number 2.
+		_ = execFD(first+1, []string{StageName, os.Args[1]}, os.Environ())
 		os.Exit(1)
 	}
 	unix.CloseOnExec(first)
@@ -66,6 +78,8 @@ type inner struct {
 	plan *Plan
 	root tree
 	user passwd
+	// lastPID is an open /proc/sys/kernel/ns_last_pid, 0 without.
+	lastPID int
 }
 
 func (in *inner) run() error {
@@ -146,6 +160,9 @@ func (in *inner) proc() error {
 		return err
 	}
 	if err := t.mountFS("/dev/mqueue", "mqueue", nosuid|nodev|noexec); err != nil && !in.plan.ShareIPC {
+		return err
+	}
+	if err := in.openLastPID(); err != nil {
 		return err
 	}
 	if in.plan.APIVFS == "yes" {

@@ -341,9 +341,13 @@ func (o *outer) clone() error {
 	}
 	exeNumber := len(files) + 1
 	files = append(files, theirs.Fd(), o.io.Exe.Fd())
+	argv := []string{StageName, strconv.Itoa(len(files) - 2)}
+	if p.PID2 && !p.SharePID {
+		argv = append(argv, stageAgain)
+	}
 	pidfd := -1
 	pid, err := syscall.ForkExec(pinDir+"/proc/self/fd/"+strconv.Itoa(exeNumber),
-		[]string{StageName, strconv.Itoa(len(files) - 2)},
+		argv,
 		&syscall.ProcAttr{
 			Dir:   "/",
 			Files: files,

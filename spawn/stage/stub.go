@@ -1,9 +1,7 @@
 package stage
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"os/signal"
 	"strconv"
@@ -12,28 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-// stubSpec is what the stub init starts as process 2.
-type stubSpec struct {
-	Programs, Argv0, Args, Env []string
-	Name                       string
-}
-
-func (s stubSpec) memfd() (int, error) {
-	data, err := json.Marshal(s)
-	if err != nil {
-		return -1, err
-	}
-	fd, err := unix.MemfdCreate("payload", unix.MFD_CLOEXEC)
-	if err != nil {
-		return -1, os.NewSyscallError("memfd_create", err)
-	}
-	if _, err := unix.Write(fd, data); err != nil {
-		return -1, os.NewSyscallError("write", err)
-	}
-	_, err = unix.Seek(fd, 0, 0)
-	return fd, err
-}
 
 // stubGrace is how long processes have to end before the stub gives up on them.
 const stubGrace = 90 * time.Second
@@ -49,41 +25,19 @@ func stubMain() int {
 	signal.Ignore(syscall.SIGPIPE)
 	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 	_ = os.WriteFile("/proc/self/comm", []byte("(sd-stubinit)"), 0)
-	fds := make([]int, 3)
-	for i := range fds {
-		n, err := strconv.Atoi(os.Args[i+1])
-		if err != nil {
-			return 1
-		}
-		unix.CloseOnExec(n)
-		fds[i] = n
-	}
-	ch := &Channel{os.NewFile(uintptr(fds[0]), "supervisor")}
-	_ = unix.Close(fds[2])
-	spec := stubSpec{}
-	err := json.NewDecoder(os.NewFile(uintptr(fds[1]), "payload")).Decode(&spec)
-	_ = unix.Close(fds[1])
+	pid, err := strconv.Atoi(os.Args[1])
 	if err != nil {
-		_ = ch.send(message{Step: stepError, Error: "read payload of the stub init: " + err.Error()})
 		return 1
 	}
-	pid, err := spec.start()
-	if err != nil {
-		_ = ch.send(message{Step: stepError, Error: err.Error()})
-		return 1
-	}
-	ch.Close()
-	// The terminal is the payload's.
+	// The terminal and the sockets are the payload's.
 	if null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err == nil {
 		for fd := range 3 {
 			_ = unix.Dup3(null, fd, 0)
 		}
 		_ = unix.Close(null)
 	}
-	for fd := 3; fd < 3+64; fd++ {
-		if isInherited(fd) {
-			_ = unix.Close(fd)
-		}
+	for fd := 3; isInherited(fd); fd++ {
+		_ = unix.Close(fd)
 	}
 	return (&stub{pid: pid}).loop(signals)
 }
@@ -93,29 +47,6 @@ func stubMain() int {
 func isInherited(fd int) bool {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
 	return err == nil && flags&unix.FD_CLOEXEC == 0
-}
-
-func (s stubSpec) start() (int, error) {
-	_, err := unix.IoctlGetTermios(0, unix.TCGETS)
-	files := []uintptr{0, 1, 2}
-	for fd := 3; isInherited(fd); fd++ {
-		files = append(files, uintptr(fd))
-	}
-	attr := &syscall.ProcAttr{
-		Env: s.Env, Files: files,
-		Sys: &syscall.SysProcAttr{Setsid: true, Setctty: err == nil},
-	}
-	var last error = unix.ENOENT
-	for i, p := range s.Programs {
-		pid, err := syscall.ForkExec(p, append([]string{s.Argv0[i]}, s.Args...), attr)
-		if err == nil {
-			return pid, nil
-		}
-		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
-			last = err
-		}
-	}
-	return 0, fmt.Errorf("execv(%s) failed: %w", s.Name, last)
 }
 
 type stub struct {
