@@ -117,7 +117,11 @@ func (e *engine) pullOCI(ctx context.Context) error {
 			return err
 		}
 	}
-	return e.publish(ctx, b, true, []sideFile{{suffix: ".nspawn", data: ociSettings(config.Config)}})
+	settings, lost := ociSettings(config.Config)
+	for _, what := range lost {
+		e.logf(Warning, "The %s has a line break, which a settings file cannot hold: left out.", what)
+	}
+	return e.publish(ctx, b, true, []sideFile{{suffix: ".nspawn", data: settings}})
 }
 
 // findOCI finds the image of this host's architecture.

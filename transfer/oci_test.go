@@ -180,7 +180,7 @@ func TestPullOCI(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := "# From the configuration of an OCI image.\n[Exec]\nBoot=no\nProcessTwo=yes\n" +
-				`Parameters=/bin/app "a b" "quo\"te"` + "\nEnvironment=PATH=/bin\n" + `Environment="MSG=two words"` +
+				`Parameters=/bin/app "a b" 'quo"te'` + "\nEnvironment=PATH=/bin\n" + `Environment="MSG=two words"` +
 				"\nWorkingDirectory=/srv\nUser=www\n\n[Network]\nPort=tcp:80\nPort=udp:53\n"
 			if string(settings) != want {
 				t.Errorf("settings: got\n%s\nwant\n%s", settings, want)
@@ -307,5 +307,25 @@ func TestPullOCIFailures(t *testing.T) {
 				t.Errorf("left: %v", entries)
 			}
 		})
+	}
+}
+
+func TestQuoteSetting(t *testing.T) {
+	for _, tt := range []struct {
+		in, want string
+		ok       bool
+	}{
+		{"plain", "plain", true},
+		{"", `""`, true},
+		{"two words", `"two words"`, true},
+		{`it's`, `"it's"`, true},
+		{`say "x"`, `'say "x"'`, true},
+		{`"a" 'b'`, `'"a" '"'b'"`, true},
+		{`back\slash`, `"back\slash"`, true},
+		{"line\nbreak", "", false},
+	} {
+		if got, ok := quoteSetting(tt.in); got != tt.want || ok != tt.ok {
+			t.Errorf("quoteSetting(%q): got %s, %t, want %s, %t", tt.in, got, ok, tt.want, tt.ok)
+		}
 	}
 }

@@ -10,21 +10,34 @@ import (
 
 // ociSettings turns the configuration of an OCI image into settings of the
 // spawner (systemd.nspawn(5)), so that starting the machine runs its entry point.
-func ociSettings(c v1.Config) []byte {
+// lost lists what such a file cannot say.
+func ociSettings(c v1.Config) (settings []byte, lost []string) {
 	var b strings.Builder
 	b.WriteString("# From the configuration of an OCI image.\n[Exec]\nBoot=no\nProcessTwo=yes\n")
 	argv := append(append([]string{}, c.Entrypoint...), c.Cmd...)
 	if len(argv) == 0 {
 		argv = []string{"/bin/sh"}
 	}
-	words := make([]string, len(argv))
+	words, whole := make([]string, len(argv)), true
 	for i, arg := range argv {
-		words[i] = quoteSetting(arg)
+		var ok bool
+		words[i], ok = quoteSetting(arg)
+		whole = whole && ok
 	}
-	fmt.Fprintf(&b, "Parameters=%s\n", strings.Join(words, " "))
+	if whole {
+		fmt.Fprintf(&b, "Parameters=%s\n", strings.Join(words, " "))
+	} else {
+		lost = append(lost, "entry point")
+	}
 	for _, env := range c.Env {
-		if key, _, ok := strings.Cut(env, "="); ok && key != "" {
-			fmt.Fprintf(&b, "Environment=%s\n", quoteSetting(env))
+		key, _, ok := strings.Cut(env, "=")
+		if !ok || key == "" {
+			continue
+		}
+		if word, ok := quoteSetting(env); ok {
+			fmt.Fprintf(&b, "Environment=%s\n", word)
+		} else {
+			lost = append(lost, "environment variable "+shorten(key))
 		}
 	}
 	if strings.HasPrefix(c.WorkingDir, "/") && c.WorkingDir != "/" && plain(c.WorkingDir) {
@@ -53,7 +66,7 @@ func ociSettings(c v1.Config) []byte {
 			fmt.Fprintf(&b, "Port=%s\n", port)
 		}
 	}
-	return []byte(b.String())
+	return []byte(b.String()), lost
 }
 
 // plain says whether a value needs no quotes and cannot end its line.
@@ -61,26 +74,30 @@ func plain(s string) bool {
 	return strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '"' || r == '\'' || r == '\\' }) < 0
 }
 
-// quoteSetting writes one word of a list as systemd.syntax(7) reads it back.
-func quoteSetting(s string) string {
+// quoteSetting writes one word of a list. The spawner's reader takes quotes off
+// and knows no escapes, so a word that has both kinds of quotes is made of
+// pieces. A line break cannot be written at all: ok is false.
+func quoteSetting(s string) (word string, ok bool) {
+	if strings.ContainsAny(s, "\n\r\x00") {
+		return "", false
+	}
 	if s != "" && plain(s) {
-		return s
+		return s, true
 	}
 	var b strings.Builder
-	b.WriteByte('"')
-	for i := range len(s) {
-		switch c := s[i]; {
-		case c == '"' || c == '\\':
-			b.WriteByte('\\')
-			b.WriteByte(c)
-		case c == '\n':
-			b.WriteString("\\n")
-		case c < ' ' || c == 0x7f:
-			fmt.Fprintf(&b, "\\x%02x", c)
-		default:
-			b.WriteByte(c)
+	for s != "" || b.Len() == 0 {
+		quote, other := byte('"'), byte('\'')
+		if i := strings.IndexByte(s, quote); i >= 0 && (strings.IndexByte(s, other) < 0 || i < strings.IndexByte(s, other)) {
+			quote = other
 		}
+		end := strings.IndexByte(s, quote)
+		if end < 0 {
+			end = len(s)
+		}
+		b.WriteByte(quote)
+		b.WriteString(s[:end])
+		b.WriteByte(quote)
+		s = s[end:]
 	}
-	b.WriteByte('"')
-	return b.String()
+	return b.String(), true
 }
