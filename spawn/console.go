@@ -3,6 +3,7 @@ package spawn
 import (
 	"context"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -59,7 +60,8 @@ func (m *machine) planConsole() {
 
 // console relays between the caller's terminal and the machine's.
 type console struct {
-	fwd    *ptyfwd.Forwarder
+	fwd    atomic.Pointer[ptyfwd.Forwarder]
+	ending atomic.Bool // the payload is gone
 	done   chan struct{}
 	killed chan struct{}
 	tint   string
@@ -68,13 +70,40 @@ type console struct {
 
 func (m *machine) startConsole() *console {
 	c := &console{done: make(chan struct{}), killed: make(chan struct{}), out: m.io.Stdout}
-	if m.c.Master == nil || m.opts.Console == "passive" {
+	if m.c.Master == nil {
 		close(c.done)
 		return c
 	}
-	fwd, err := ptyfwd.New(m.c.Master, ptyfwd.Options{
-		Stdin: m.io.Stdin, Stdout: m.io.Stdout, ReadOnly: m.opts.Console == "read-only",
-		IgnoreVHangup: true, IgnoreStdinEOF: true,
+	fwd, err := m.forwarder(m.io.Stdout)
+	if err != nil {
+		m.warn("Failed to connect the console: %v", err)
+		close(c.done)
+		return c
+	}
+	c.fwd.Store(fwd)
+	if m.opts.Background != "" && isTerminal(m.io.Stdout) {
+		c.tint = m.opts.Background
+		_, _ = m.io.Stdout.WriteString("\x1b[" + c.tint + "m\x1b[2K")
+	}
+	go func() {
+		defer close(c.done)
+		result, err := fwd.Run(context.Background())
+		switch {
+		case err != nil:
+		case result.StdoutClosed && m.opts.KeepUnit:
+			m.discard(c)
+		case result.Disconnected, result.StdinEOF, result.StdoutClosed:
+			// Whoever sat at the console has left, and the machine goes with them.
+			close(c.killed)
+		}
+	}()
+	return c
+}
+
+func (m *machine) forwarder(out *os.File) (*ptyfwd.Forwarder, error) {
+	return ptyfwd.New(m.c.Master, ptyfwd.Options{
+		Stdin: m.io.Stdin, Stdout: out, ReadOnly: m.opts.Console != "interactive",
+		IgnoreVHangup: true,
 		OnHotkey: func(key ptyfwd.Hotkey) {
 			sig := sigPoweroff
 			if key == ptyfwd.HotkeyReboot {
@@ -83,30 +112,32 @@ func (m *machine) startConsole() *console {
 			_ = unix.PidfdSendSignal(m.c.PIDFD, sig, nil, 0)
 		},
 	})
+}
+
+// discard reads on after a service's log is gone: the journal's crash must not
+// take the machine with it, nor block it.
+func (m *machine) discard(c *console) {
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
-		m.warn("Failed to connect the console: %v", err)
-		close(c.done)
-		return c
+		return
 	}
-	c.fwd = fwd
-	if m.opts.Background != "" && isTerminal(m.io.Stdout) {
-		c.tint = m.opts.Background
-		_, _ = m.io.Stdout.WriteString("\x1b[" + c.tint + "m\x1b[2K")
+	defer null.Close()
+	fwd, err := m.forwarder(null)
+	if err != nil {
+		return
 	}
-	go func() {
-		defer close(c.done)
-		result, err := fwd.Run(context.Background())
-		if err == nil && result.Disconnected {
-			close(c.killed)
-		}
-	}()
-	return c
+	c.fwd.Store(fwd)
+	if c.ending.Load() {
+		fwd.SetIgnoreVHangup(false)
+	}
+	_, _ = fwd.Run(context.Background())
 }
 
 // finish passes on what is still to be read, after the payload's end.
 func (c *console) finish() {
-	if c.fwd != nil {
-		c.fwd.SetIgnoreVHangup(false)
+	c.ending.Store(true)
+	if fwd := c.fwd.Load(); fwd != nil {
+		fwd.SetIgnoreVHangup(false)
 	}
 	<-c.done
 	if c.tint != "" {
