@@ -3,6 +3,7 @@ package dbus
 import (
 	"context"
 	"os"
+	"slices"
 	"strings"
 
 	godbus "github.com/godbus/dbus/v5"
@@ -173,9 +174,18 @@ func (p *Property) variant(ctx context.Context, object any) (godbus.Variant, err
 	return v, nil
 }
 
+// orderedProperties goes over the bus as a{sv}, in its own order: a struct and a
+// dict entry look the same there, and clients show properties as they come.
+type orderedProperties []propertyValue
+
+type propertyValue struct {
+	Name  string
+	Value godbus.Variant
+}
+
 func getAllProperties(ctx context.Context, c *Call, object any) ([]any, error) {
 	f := object.(*found)
-	out := map[string]godbus.Variant{}
+	out := orderedProperties{}
 	known := false
 	for _, i := range f.interfaces {
 		if name := c.String(0); name != "" && i.Name != name {
@@ -184,14 +194,15 @@ func getAllProperties(ctx context.Context, c *Call, object any) ([]any, error) {
 		known = true
 		for n := range i.Properties {
 			p := &i.Properties[n]
-			if p.Hidden {
+			taken := func(one propertyValue) bool { return one.Name == p.Name }
+			if p.Hidden || slices.ContainsFunc(out, taken) {
 				continue
 			}
 			v, err := p.variant(ctx, f.object)
 			if err != nil {
 				return nil, err
 			}
-			out[p.Name] = v
+			out = append(out, propertyValue{p.Name, v})
 		}
 	}
 	if !known && !standardName(c.String(0)) {

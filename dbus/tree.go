@@ -360,12 +360,17 @@ func (t *Tree) run(ctx context.Context, c *Call, sig string) (values []any, err 
 	return values, nil
 }
 
-// outSignature is the signature of a reply, in which a file is a descriptor.
+// outSignature is the signature of a reply, in which a file is a descriptor and
+// orderedProperties are a dictionary.
 func outSignature(values []any) string {
 	var b strings.Builder
 	for _, v := range values {
 		if _, ok := v.(*os.File); ok {
 			b.WriteByte('h')
+			continue
+		}
+		if _, ok := v.(orderedProperties); ok {
+			b.WriteString("a{sv}")
 			continue
 		}
 		b.WriteString(godbus.SignatureOfType(reflect.TypeOf(v)).String())
@@ -397,7 +402,7 @@ func (t *Tree) reply(c *Call, values []any) {
 		godbus.FieldReplySerial: godbus.MakeVariant(c.serial),
 	}}
 	if len(body) > 0 {
-		msg.Headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.SignatureOf(body...))
+		msg.Headers[godbus.FieldSignature] = godbus.MakeVariant(godbus.ParseSignatureMust(outSignature(values)))
 	}
 	t.send(c, msg)
 }

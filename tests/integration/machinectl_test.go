@@ -111,6 +111,10 @@ func TestClientLists(t *testing.T) {
 			match(t, h.MustRun(t, client, "image-status", "disk"), `^disk$`, `^\t    Type: raw$`, `^\t    Path: /var/lib/machines/disk\.raw$`,
 				`^\t      RO: read-only$`, `^\t Created: .* ago$`, `^\t   Limit: 1(\.0)?M$`)
 			match(t, h.MustRun(t, client, "show-image", "disk"), `^Name=disk$`, `^Type=raw$`, `^ReadOnly=yes$`, `^Limit=1048576$|^Limit=1M$|^Limit=\d+$`)
+			// In the order of the interface, which the bus does not promise.
+			if got := h.MustRun(t, client, "show", "bb", "-p", "State", "-p", "Name", "-p", "Class"); got != "Name=bb\nClass=container\nState=running\n" {
+				t.Errorf("show of three properties: got %q", got)
+			}
 			match(t, h.MustRun(t, client, "image-status"), `^\t    Path: /var/lib/machines$`)
 			match(t, h.MustRun(t, client, "show"), `^PoolPath=/var/lib/machines$`, `^PoolUsage=`, `^PoolLimit=`)
 		})
