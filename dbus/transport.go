@@ -40,7 +40,7 @@ type wire struct {
 	fds  []int
 
 	mu     sync.Mutex
-	frames map[uint32]frame // encoded messages with descriptors, by serial
+	frames map[uint32]frame // messages encoded here, by serial
 	begun  bool             // the authentication is over
 }
 
@@ -208,9 +208,17 @@ func replaceFDs(value any, fds []int) any {
 	return value
 }
 
-// detach encodes an outgoing message that carries descriptors, and leaves an
-// empty one to godbus whose frame Write replaces.
+// detach encodes an outgoing message that carries descriptors, or that encodes
+// itself, and leaves an empty one to godbus whose frame Write replaces.
 func (w *wire) detach(msg *godbus.Message) {
+	if data := appended(msg); data != nil {
+		w.mu.Lock()
+		w.frames[msg.Serial()] = frame{data: data}
+		w.mu.Unlock()
+		msg.Body = nil
+		delete(msg.Headers, godbus.FieldSignature)
+		return
+	}
 	if !mayHoldFD(msg.Body) {
 		return
 	}
@@ -279,6 +287,10 @@ func (w *wire) Write(b []byte) (int, error) {
 }
 
 func (w *wire) writeFrame(f frame) error {
+	if len(f.fds) == 0 {
+		_, err := w.sock.Write(f.data)
+		return err
+	}
 	n, _, err := w.sock.WriteMsgUnix(f.data, unix.UnixRights(f.fds...), nil)
 	if err != nil {
 		return err

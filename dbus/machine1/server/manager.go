@@ -108,7 +108,7 @@ func (s *Server) getMachineByPID(ctx context.Context, c *dbus.Call, _ any) ([]an
 
 func (s *Server) listMachines(context.Context, *dbus.Call, any) ([]any, error) {
 	list := s.reg.List()
-	out := make([]machine1.ListedMachine, len(list))
+	out := make(machine1.ListedMachines, len(list))
 	for i := range list {
 		m := &list[i]
 		out[i] = machine1.ListedMachine{Name: m.Name, Class: string(m.Class), Service: m.Service, Path: machine1.MachinePath(m.Name)}
