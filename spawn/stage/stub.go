@@ -54,6 +54,10 @@ type stub struct {
 	reboot int // argument of reboot(2), 0 while running
 }
 
+// exitSignaled is the exit status for a payload that a signal killed; stock's
+// stub init has the same.
+const exitSignaled = 255
+
 func (s *stub) loop(signals chan os.Signal) int {
 	var deadline <-chan time.Time
 	status := 0
@@ -79,7 +83,7 @@ func (s *stub) loop(signals chan os.Signal) int {
 					if ws.Exited() {
 						return ws.ExitStatus()
 					}
-					return 1
+					return exitSignaled
 				}
 			}
 		}
