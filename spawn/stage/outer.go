@@ -211,12 +211,21 @@ func (o *outer) asHost() {
 	}
 }
 
+// hostRootOnDisk is the owner that files on an idmapped tree have on disk when
+// the host's root made them (systemd's UID_MAPPED_ROOT). Without a map for it
+// the host could not write into a running machine's tree at all.
+const hostRootOnDisk = 2147483646
+
 // idmapFD is a user namespace with the machine's map, for mount_setattr(2).
 func (o *outer) idmapFD() (int, error) {
 	if o.idmap >= 0 {
 		return o.idmap, nil
 	}
-	fd, err := usernsFD([]Mapping{{0, o.base, o.plan.Userns.Count}})
+	maps := []Mapping{{0, o.base, o.plan.Userns.Count}}
+	if o.base != 0 {
+		maps = append(maps, Mapping{hostRootOnDisk, 0, 1})
+	}
+	fd, err := usernsFD(maps)
 	if err == nil {
 		o.idmap = fd
 	}
