@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"machined/internal/btrfs"
+	"machined/internal/pathlock"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,6 +51,13 @@ func CleanTemporary(dir string) error {
 	}
 	var errs []error
 	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), ".#") && strings.HasSuffix(entry.Name(), ".lck") && entry.Type().IsRegular() {
+			// A lock file whose holder was killed; taking and releasing it removes it.
+			if lock, err := pathlock.File(filepath.Join(dir, entry.Name()), false); err == nil {
+				lock.Close()
+			}
+			continue
+		}
 		if !strings.HasPrefix(entry.Name(), tempPrefix) {
 			continue
 		}
