@@ -141,8 +141,16 @@ func openIn(root int, name string, flags int) (int, error) {
 // ephemeral lets all changes go to a directory beside the tree, or in /var/tmp
 // where nothing can be put beside it, that goes away at the end.
 func (m *machine) ephemeral(near string) error {
+	var tree unix.Stat_t
+	if err := unix.Stat(near, &tree); err != nil {
+		return &os.PathError{Op: "stat", Path: near, Err: err}
+	}
 	var lastErr error
-	for _, parent := range []string{filepath.Dir(near), "/var/tmp"} {
+	for _, parent := range []string{filepath.Dir(near), "/var/tmp", "/var/lib/machines", filepath.Dir(PropagateDir)} {
+		if err := upperParent(parent, near, uint64(tree.Dev)); err != nil {
+			lastErr = err
+			continue
+		}
 		dir := filepath.Join(parent, ".#machine."+m.opts.Machine+randomHex(8))
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			lastErr = err
@@ -153,6 +161,34 @@ func (m *machine) ephemeral(near string) error {
 		return nil
 	}
 	return fmt.Errorf("make ephemeral copy: %w", lastErr)
+}
+
+// overlayMagic is OVERLAYFS_SUPER_MAGIC of linux/magic.h.
+const overlayMagic = 0x794c7630
+
+// upperParent refuses a directory in which the upper layer of an overlay over the
+// tree can't lie: on an overlay, or within the tree itself.
+func upperParent(parent, tree string, device uint64) error {
+	if parent == filepath.Dir(PropagateDir) {
+		if err := os.MkdirAll(parent, 0o755); err != nil {
+			return err
+		}
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(parent, &fs); err != nil {
+		return &os.PathError{Op: "statfs", Path: parent, Err: err}
+	}
+	if fs.Type == overlayMagic {
+		return fmt.Errorf("%s is on an overlay: %w", parent, unix.ENOTSUP)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(parent, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: parent, Err: err}
+	}
+	if uint64(st.Dev) == device && (tree == "/" || parent == tree || strings.HasPrefix(parent, tree+"/")) {
+		return fmt.Errorf("%s lies within %s: %w", parent, tree, unix.ENOTSUP)
+	}
+	return nil
 }
 
 // copyTemplate makes the root directory from the template when it is missing.

@@ -304,6 +304,9 @@ func (c *commandLine) identityFlags() {
 	})
 	c.flag("", "keep-unit", "", "Do not register a scope for the machine, reuse the service unit nspawn is running in", func() error { o.KeepUnit = true; return nil })
 	c.masked(maskUserns, "private-users", "", "MODE", "Run within user namespace", func(s string) (err error) {
+		if s != "" && strings.Trim(s, "0123456789") == "" {
+			s += ":65536" // a number is a UID here, not a boolean
+		}
 		o.Users, err = settings.ParsePrivateUsers(s)
 		o.UsersIfAble = false
 		if err == nil && o.Users.Mode == settings.UserPick && o.Ownership == "" {

@@ -49,13 +49,35 @@ func (o *outer) apiMounts() error {
 		}
 	}
 	if o.plan.PrivateNet {
-		return t.mountFS("/sys", "tmpfs", nosuid|nodev|noexec|strict, tmpfsOptions("0555", "4m", "1024", o.base, o.shifted)...)
+		err := t.mountFS("/sys", "tmpfs", nosuid|nodev|noexec|strict, tmpfsOptions("0555", "4m", "1024", o.base, o.shifted)...)
+		if err != nil {
+			return err
+		}
+		return o.hostCgroups()
 	}
 	attrs := nosuid | nodev | noexec
 	if o.plan.APIVFS == "no" {
 		attrs |= readonly
 	}
-	return t.mountFS("/sys", "sysfs", attrs)
+	if err := t.mountFS("/sys", "sysfs", attrs); err != nil {
+		return err
+	}
+	return o.hostCgroups()
+}
+
+// hostCgroups mounts the host's cgroups for a machine that has no cgroup namespace
+// of its own and, being in a user namespace, may not mount them itself.
+func (o *outer) hostCgroups() error {
+	if o.plan.CgroupNS || o.plan.Userns == nil {
+		return nil
+	}
+	o.asMachineRoot()
+	err := o.root.mkdir("/sys/fs/cgroup", 0o755)
+	o.asHost()
+	if err != nil {
+		return err
+	}
+	return o.root.mountFS("/sys/fs/cgroup", "cgroup2", nosuid|nodev|noexec)
 }
 
 // node is one device of /dev.

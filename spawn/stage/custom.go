@@ -124,6 +124,9 @@ func (o *outer) mapBind(mount int, m *Mount) error {
 	var fd int
 	var err error
 	if m.IDMap == "idmap" {
+		if o.base == 0 {
+			return nil // the same on both sides
+		}
 		fd, err = o.idmapFD()
 	} else {
 		var st unix.Stat_t

@@ -158,7 +158,7 @@ func (o *outer) journal() error {
 			return err
 		}
 		defer unix.Close(m)
-		if o.shifted {
+		if o.shifted && o.base != 0 {
 			fd, err := usernsFD([]Mapping{{0, o.base, o.plan.Userns.Count}})
 			if err != nil {
 				return err

@@ -283,38 +283,58 @@ func (in *inner) cgroup() error {
 			return fmt.Errorf("make cgroup namespace: %w", err)
 		}
 	}
-	const where = "/sys/fs/cgroup"
-	attrs := nosuid | nodev | noexec
-	if !in.plan.CgroupNS {
-		attrs |= readonly
+	if in.plan.CgroupNS {
+		return in.root.mountFS(cgroupRoot, "cgroup2", nosuid|nodev|noexec)
 	}
-	target, err := in.root.open(where, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if in.plan.Userns == nil {
+		if err := in.root.mountFS(cgroupRoot, "cgroup2", nosuid|nodev|noexec); err != nil {
+			return err
+		}
+	}
+	return in.ownCgroup()
+}
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+// ownCgroup leaves only the payload's part of the host's cgroups writable.
+func (in *inner) ownCgroup() error {
+	all, err := in.root.open(cgroupRoot, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(target)
-	m, err := newFS("cgroup2", "cgroup2", attrs)
-	if err != nil {
-		return fmt.Errorf("mount %s: %w", where, err)
-	}
-	defer unix.Close(m)
-	if err := attach(m, target); err != nil {
-		return fmt.Errorf("mount %s: %w", where, err)
-	}
-	if !in.plan.CgroupNS && in.plan.CgroupPath != "" {
-		own := path.Join(where, in.plan.CgroupPath)
-		if fd, err := in.root.open(own, unix.O_PATH, 0); err == nil {
-			defer unix.Close(fd)
-			if m, err := cloneTree(fd, false); err == nil {
-				defer unix.Close(m)
-				err = setAttr(m, false, unix.MountAttr{Attr_clr: readonly})
-				if err == nil {
-					return attach(m, fd)
-				}
+	defer unix.Close(all)
+	if p := unifiedCgroup(); p != "" && p != "/" {
+		target, err := in.root.open(path.Join(cgroupRoot, p), unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err == nil {
+			defer unix.Close(target)
+			m, err := cloneTree(target, false)
+			if err != nil {
+				return fmt.Errorf("bind cgroup %s: %w", p, err)
+			}
+			defer unix.Close(m)
+			if err := attach(m, target); err != nil {
+				return fmt.Errorf("bind cgroup %s: %w", p, err)
 			}
 		}
 	}
+	if err := setAttr(all, false, unix.MountAttr{Attr_set: readonly}); err != nil {
+		return fmt.Errorf("make cgroups read-only: %w", err)
+	}
 	return nil
+}
+
+// unifiedCgroup is the cgroup that this process is in, "" for none (cgroups(7)).
+func unifiedCgroup() string {
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(data)) {
+		if p, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); ok {
+			return p
+		}
+	}
+	return ""
 }
 
 // procFiles puts a boot id of the machine's own, and a silent /proc/kmsg.

@@ -24,7 +24,6 @@ type Plan struct {
 	SharePID    bool
 	ShareUTS    bool
 	CgroupNS    bool
-	CgroupPath  string // of the payload, below the mount point of cgroup2; "" unknown
 	APIVFS      string // "no", "yes", "network": how much of /proc and /sys is writable
 	TmpfsTmp    bool
 	Boot        bool
