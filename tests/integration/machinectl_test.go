@@ -324,18 +324,20 @@ func TestClientPassword(t *testing.T) {
 			p.Send(t, client+" clone --no-ask-password bb mine; echo status=$?\r")
 			p.Expect(t, "Could not clone image: ")
 			p.Expect(t, "status=1")
+			before := len(p.Output())
 			p.Send(t, client+" clone bb mine; echo status=$?\r")
 			p.Expect(t, "AUTHENTICATING FOR org.freedesktop.machine1.manage-images")
 			p.Expect(t, "assword: ")
 			// The agent throws away what was typed before it had turned echo off,
 			// and nothing tells when that is.
 			host.Eventually(t, 30*time.Second, func() error {
-				if h.Try("test", "-e", "/var/lib/machines/mine").Exit == 0 {
+				if strings.Contains(p.Output()[before:], "AUTHENTICATION COMPLETE") {
 					return nil
 				}
 				p.Send(t, "secret\r")
-				return errors.New("not cloned")
+				return errors.New("not authenticated")
 			})
+			p.Expect(t, "status=0")
 			h.MustRun(t, "machinectl", "remove", "mine")
 		}
 		p.Send(t, "exit\r")
