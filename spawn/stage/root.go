@@ -146,12 +146,15 @@ func (o *outer) shiftOwnership(m int) (int, error) {
 	}
 	if mode == "map" || (mode == "auto" && st.Uid < 0x10000) {
 		fd, err := o.idmapFD()
-		if err == nil {
-			err = setAttr(m, true, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(fd)})
-			if err != nil && errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
-				// A mount below that can't be mapped: map at least the top.
-				err = setAttr(m, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(fd)})
-			}
+		if err != nil {
+			// That says nothing about the file system: no reason to rewrite it.
+			return m, err
+		}
+		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(fd)}
+		err = setAttr(m, true, attr)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
+			// A mount below that can't be mapped: map at least the top.
+			err = setAttr(m, false, attr)
 		}
 		if err == nil {
 			return m, nil
