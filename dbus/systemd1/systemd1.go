@@ -39,6 +39,11 @@ const (
 // to the bus.
 const reconnectAfter = 500 * time.Millisecond
 
+// maxCalls bounds the calls that wait for replies: the system bus refuses more
+// than 128 of a connection (max_replies_per_connection of dbus-daemon(1)), and a
+// thousand machines that end at once ask about a thousand units.
+const maxCalls = 64
+
 // Config says how to reach PID 1.
 type Config struct {
 	// Dial makes a new connection. Signals must be delivered in their order:
@@ -51,6 +56,7 @@ type Config struct {
 type Backend struct {
 	cfg    Config
 	prefix string
+	slots  chan struct{} // one for each call that waits for its reply
 
 	mu   sync.Mutex
 	conn *godbus.Conn
@@ -72,6 +78,7 @@ type pendingJob struct {
 func New(ctx context.Context, cfg Config) (*Backend, error) {
 	b := &Backend{
 		cfg:   cfg,
+		slots: make(chan struct{}, maxCalls),
 		jobs:  map[godbus.ObjectPath]*pendingJob{},
 		early: map[godbus.ObjectPath]string{},
 	}
@@ -283,6 +290,12 @@ func (b *Backend) object(ctx context.Context, path godbus.ObjectPath, method str
 	b.mu.Unlock()
 	if conn == nil {
 		return &godbus.Call{Err: errors.New("connection to PID 1 closed")}
+	}
+	select {
+	case b.slots <- struct{}{}:
+		defer func() { <-b.slots }()
+	case <-ctx.Done():
+		return &godbus.Call{Err: ctx.Err()}
 	}
 	return conn.Object(busName, path).CallWithContext(ctx, method, 0, args...)
 }
