@@ -299,7 +299,8 @@ func (m *machine) attachDisk() error {
 		m.undo(func() { _ = dev.Close() })
 		if p.Where == "/" {
 			m.plan.Root.Device, m.plan.Root.FSType = dev.Path, fstype
-			m.plan.Root.ReadOnly = m.plan.Root.ReadOnly || ro && !o.Ephemeral
+			m.plan.Root.DeviceReadOnly = ro
+			m.plan.Root.ReadOnly = m.plan.Root.ReadOnly || ro && !readOnly
 			continue
 		}
 		m.plan.Root.Extra = append(m.plan.Root.Extra, stage.Partition{Device: dev.Path, FSType: fstype, Dest: p.Where, ReadOnly: ro})

@@ -79,12 +79,14 @@ type CapSets struct{ Bounding, Effective, Inheritable, Permitted, Ambient uint64
 
 // Root says where the tree comes from.
 type Root struct {
-	Path     string // directory on the host
-	Device   string // or block device, mounted by FSType
-	FSType   string
-	Extra    []Partition // further partitions of a disk image
-	ReadOnly bool
-	Volatile string // "no", "yes", "state", "overlay"
+	// DeviceReadOnly mounts the devices read-only, whatever lies over them.
+	DeviceReadOnly bool
+	Path           string // directory on the host
+	Device         string // or block device, mounted by FSType
+	FSType         string
+	Extra          []Partition // further partitions of a disk image
+	ReadOnly       bool
+	Volatile       string // "no", "yes", "state", "overlay"
 	// Overlay is an empty directory of the host that takes all changes to the
 	// image, which stays as it is; "" for none.
 	Overlay   string

@@ -73,7 +73,7 @@ func (o *outer) attachRoot() error {
 func (o *outer) imageMount() (int, error) {
 	r := &o.plan.Root
 	if r.Device != "" {
-		return deviceMount(r.Device, r.FSType, r.ReadOnly)
+		return deviceMount(r.Device, r.FSType, r.ReadOnly || r.DeviceReadOnly)
 	}
 	src, err := unix.Open(r.Path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -108,12 +108,18 @@ func deviceMount(device, fstype string, readOnly bool) (int, error) {
 	return m, nil
 }
 
+// partition mounts one of the image's other partitions where it belongs. What is
+// only for boot loaders may stay away when the kernel can't read it.
 func (o *outer) partition(p Partition) error {
 	m, err := deviceMount(p.Device, p.FSType, p.ReadOnly || o.plan.Root.ReadOnly)
+	if errors.Is(err, unix.ENODEV) && (p.Dest == "/efi" || p.Dest == "/boot") {
+		o.warn("Not mounting %s: %v", p.Dest, err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	defer unix.Close(m)
+	defer func() { _ = unix.Close(m) }()
 	if o.shifted && p.FSType != "vfat" {
 		if m, err = o.shiftOwnership(m); err != nil {
 			return err
@@ -127,7 +133,52 @@ func (o *outer) partition(p Partition) error {
 	if err := attach(m, target); err != nil {
 		return fmt.Errorf("mount %s: %w", p.Dest, err)
 	}
+	if o.plan.Root.Overlay == "" || o.plan.Root.ReadOnly || p.FSType == "vfat" {
+		return nil
+	}
+	if err := o.partitionOverlay(p); err != nil {
+		return fmt.Errorf("make %s ephemeral: %w", p.Dest, err)
+	}
 	return nil
+}
+
+// partitionOverlay lets the changes to a partition go where those to the root go.
+func (o *outer) partitionOverlay(p Partition) error {
+	lower, err := o.root.open(p.Dest, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(lower)
+	var st unix.Stat_t
+	if err := unix.Fstat(lower, &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	upper, err := openTree(o.plan.Root.Overlay)
+	if err != nil {
+		return err
+	}
+	defer upper.close()
+	name := "/" + strings.ReplaceAll(strings.Trim(p.Dest, "/"), "/", "-")
+	o.asMachineRoot()
+	err = errors.Join(upper.mkdir(name+"-upper", st.Mode&0o7777), upper.mkdir(name+"-work", 0o755))
+	o.asHost()
+	if err != nil {
+		return err
+	}
+	overlay, err := newFS("overlay", "overlay", 0,
+		option{"lowerdir", procFD(lower)},
+		option{"upperdir", o.plan.Root.Overlay + name + "-upper"},
+		option{"workdir", o.plan.Root.Overlay + name + "-work"})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(overlay)
+	target, err := o.root.open(p.Dest, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	return attach(overlay, target)
 }
 
 // shiftOwnership reconciles the owners on disk with the machine's UID range: an
