@@ -186,7 +186,7 @@ func (in *inner) candidates(env []string) ([]string, []string) {
 func (in *inner) argv0(program string) string {
 	switch {
 	case in.plan.Boot:
-		return path.Base(program)
+		return program
 	case len(in.plan.Argv) == 0:
 		return "-" + path.Base(program)
 	}
