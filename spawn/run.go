@@ -28,6 +28,7 @@ type machine struct {
 	notify   notifier
 	plan     stage.Plan
 	c        *stage.Container
+	exe      *os.File // this program for the stages
 	id       [16]byte
 	root     string // on the host, for people and machined
 	netif    int
@@ -95,6 +96,7 @@ func (m *machine) once(ctx context.Context) (result outcome, err error) {
 	if err != nil {
 		return outcome{}, err
 	}
+	m.exe = exe
 	m.undo(func() { _ = exe.Close() })
 	if err := m.makePlan(); err != nil {
 		return outcome{}, err
@@ -166,8 +168,12 @@ func (m *machine) supervise(ctx context.Context) (outcome, error) {
 	defer signal.Stop(signals)
 	console := m.startConsole()
 	asked := false
+	calm := time.NewTimer(settleAfter)
+	defer calm.Stop()
 	for {
 		select {
+		case <-calm.C:
+			settle()
 		case ws := <-exited:
 			reaped = true
 			console.finish()
@@ -243,6 +249,7 @@ func (m *machine) setUp(ctx context.Context) error {
 	if err := m.c.Chan.Wait(""); !errors.Is(err, stage.ErrExecuted) {
 		return stageError(err)
 	}
+	_ = m.exe.Close() // a copy in memory, which only the stages needed
 	return nil
 }
 
