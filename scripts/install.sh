@@ -110,9 +110,17 @@ undivert() {
 	done
 }
 
+# stocks says whether a path is a link that a package has put there already, the same as ours:
+# it stays the package's.
+stocks() {
+	case $1 in *.wants/*) ;; *) return 1 ;; esac
+	[ -n "$dpkg_root" ] && grep -qxF -- "$(listed "$1")" "$DESTDIR"/var/lib/dpkg/info/*.list 2>/dev/null
+}
+
 # put builds the file beside its place and renames it there: a running program keeps its own.
 put() {
 	mode=$1 src=$2 dst=$3
+	! stocks "$dst" || return 0
 	mkdir -p "$(dirname "$DESTDIR$dst")"
 	divert "$dst"
 	new=$DESTDIR$dst.new.$$
@@ -153,6 +161,7 @@ install)
 uninstall)
 	! live || systemctl stop systemd-machined.socket systemd-machined-nss.socket 2>/dev/null || true
 	files | while read -r _ _ dst; do
+		! stocks "$dst" || continue
 		rm -f "$DESTDIR$dst"
 		undivert "$dst"
 	done
