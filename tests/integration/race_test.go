@@ -137,6 +137,7 @@ func TestHostileRaces(t *testing.T) {
 				waitMachine(t, h, how.name)
 				r := race{t: t, h: h, conn: conn, name: how.name, rounds: raceRounds(t)}
 				r.root = h.Path(fmt.Sprintf("/proc/%d/root", r.leader()))
+				r.tree = filepath.Join(h.Machines(), how.name)
 				before := listing(t, h)
 				for _, act := range []struct {
 					name string
@@ -173,6 +174,7 @@ type race struct {
 	conn   *godbus.Conn
 	name   string
 	root   string // of the machine, as this process sees it
+	tree   string // what is mounted there: owners may be mapped, and root unknown
 	rounds int
 }
 
@@ -193,7 +195,7 @@ func (r race) leader() uint32 {
 // the two paths to swap.
 func (r race) plant(name, escape string) (a, b string) {
 	r.t.Helper()
-	a, b = filepath.Join(r.root, name), filepath.Join(r.root, name+".link")
+	a, b = filepath.Join(r.tree, name), filepath.Join(r.tree, name+".link")
 	err := errors.Join(
 		os.RemoveAll(a), os.RemoveAll(b), os.MkdirAll(filepath.Join(a, "x/sub"), 0o777),
 		os.WriteFile(filepath.Join(a, "x/data"), []byte("the machine's"), 0o666),
@@ -300,7 +302,7 @@ func raceCopyFrom(t *testing.T, r race, escape string) {
 }
 
 func raceOSRelease(t *testing.T, r race, escape string) {
-	a, b := filepath.Join(r.root, "etc"), filepath.Join(r.root, "etc.link")
+	a, b := filepath.Join(r.tree, "etc"), filepath.Join(r.tree, "etc.link")
 	_ = os.Remove(b)
 	if err := os.Symlink(escape, b); err != nil {
 		t.Fatal(err)
@@ -357,8 +359,8 @@ func racePTY(t *testing.T, r race, escape string) {
 	a, b := filepath.Join(r.root, "dev/pts"), filepath.Join(r.root, "dev/pts.link")
 	if st, err := os.Lstat(a); err == nil && st.IsDir() {
 		// What the machine's root could do: a /dev of its own, with its devpts by way of a link.
-		r.h.Shell(t, fmt.Sprintf(`nsenter -t %d -m -r -- /bin/busybox sh -ec 'mkdir -p /keep
-mount --bind /dev/pts /keep; mount -t tmpfs tmpfs /dev; mkdir /dev/real; mount --bind /keep /dev/real'`, r.leader()))
+		r.h.Shell(t, fmt.Sprintf(`nsenter -t %d -m -r -- /bin/busybox sh -ec 'mkdir -p /run/keep
+mount --bind /dev/pts /run/keep; mount -t tmpfs tmpfs /dev; mkdir /dev/real; mount --bind /run/keep /dev/real'`, r.leader()))
 	}
 	_, _ = os.Remove(a), os.Remove(b) // either may be the link, after the last swaps
 	if err := errors.Join(os.Symlink("real", a), os.Symlink(escape+"/pts", b)); err != nil {
