@@ -151,12 +151,11 @@ func (m *machine) ephemeral(near string) error {
 			lastErr = err
 			continue
 		}
-		dir := filepath.Join(parent, ".#machine."+m.opts.Machine+randomHex(8))
-		if err := os.Mkdir(dir, 0o700); err != nil {
+		dir, err := m.runDir(parent, ".#machine."+m.opts.Machine, 0o700)
+		if err != nil {
 			lastErr = err
 			continue
 		}
-		m.undo(func() { _ = os.RemoveAll(dir) })
 		m.plan.Root.Overlay = dir
 		return nil
 	}

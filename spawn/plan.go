@@ -190,15 +190,11 @@ func (m *machine) mountSource(s settings.Source) (stage.Source, error) {
 		return stage.Source{Path: s.Path, Inside: true}, nil
 	}
 	if s.Path == "" {
-		dir, err := os.MkdirTemp("/var/tmp", "nspawn-temp-")
+		dir, err := m.runDir("/var/tmp", "nspawn-temp-", 0o755)
 		if err != nil {
 			return stage.Source{}, fmt.Errorf("make temporary directory: %w", err)
 		}
-		if err := os.Chmod(dir, 0o755); err != nil {
-			return stage.Source{}, err
-		}
 		m.tempDirs = append(m.tempDirs, dir)
-		m.undo(func() { _ = os.RemoveAll(dir) })
 		return stage.Source{Path: dir}, nil
 	}
 	return stage.Source{Path: s.Path}, nil
@@ -218,11 +214,10 @@ func (m *machine) overlayWork(mount *stage.Mount) error {
 		}
 		name = filepath.Join(m.opts.Directory, upper.Path)
 	}
-	dir, err := os.MkdirTemp(filepath.Dir(filepath.Clean(name)), ".#nspawn-work-")
+	dir, err := m.runDir(filepath.Dir(filepath.Clean(name)), ".#nspawn-work-", 0o700)
 	if err != nil {
 		return fmt.Errorf("make work directory of overlay: %w", err)
 	}
-	m.undo(func() { _ = os.RemoveAll(dir) })
 	mount.WorkDir = dir
 	return nil
 }
