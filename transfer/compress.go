@@ -84,7 +84,7 @@ func NewReader(r io.Reader) (io.ReadCloser, Format, error) {
 	case Bzip2:
 		out, closer, err = pipeThrough(in, func() (io.Reader, error) { return bzip2.NewReader(in), nil }, []string{"lbzip2", "-dc"}, []string{"bzip2", "-dc"})
 	case XZ:
-		out, closer, err = pipeThrough(in, func() (io.Reader, error) { return xz.NewReader(in) }, []string{"xz", "-T0", "-dc", "--memlimit-decompress=512MiB"})
+		out, closer, err = pipeThrough(in, func() (io.Reader, error) { return xz.NewReader(in) }, xzDecoder())
 	default:
 		out = in
 	}
@@ -92,6 +92,18 @@ func NewReader(r io.Reader) (io.ReadCloser, Format, error) {
 		return nil, "", fmt.Errorf("read %s stream: %w", format, err)
 	}
 	return newAhead(out, closer), format, nil
+}
+
+// xzDecoder is the command line that decodes xz. Threads each keep whole blocks
+// in memory, so an xz that has threads for decoding (5.4) is told to use no more
+// of them than fit into 96 MiB; the hard limit is for streams with one huge window.
+func xzDecoder() []string {
+	const threads = "--memlimit-mt-decompress=96MiB"
+	argv := []string{"xz", "-T0", "-dc", "--memlimit-decompress=512MiB"}
+	if exec.Command("xz", threads, "--version").Run() == nil {
+		argv = append(argv, threads)
+	}
+	return argv
 }
 
 // pipeThrough decodes in by the first of the programs that is installed, which
