@@ -26,7 +26,9 @@ type aux struct {
 // systemd-nspawn@.service.
 const tasksMax = uint64(16384)
 
-// StartScope asks for a transient scope around the leader.
+// StartScope asks for a transient scope around the leader. It takes no reference
+// on it (AddRef=): PID 1 needs a match rule for each, runs out of them at 512, and
+// then keeps dead scopes for ever, whose names are taken.
 func (b *Backend) StartScope(ctx context.Context, s unit.Scope) (unit.Job, error) {
 	describe := func(process property) ([]property, error) {
 		props := []property{
@@ -35,7 +37,6 @@ func (b *Backend) StartScope(ctx context.Context, s unit.Scope) (unit.Job, error
 			process,
 			{"Delegate", godbus.MakeVariant(true)},
 			{"CollectMode", godbus.MakeVariant("inactive-or-failed")},
-			{"AddRef", godbus.MakeVariant(true)},
 			{"TasksMax", godbus.MakeVariant(tasksMax)},
 		}
 		if s.UID != 0 {

@@ -380,15 +380,8 @@ func (b *Backend) Active(ctx context.Context, name string) (bool, error) {
 	return state != "inactive" && state != "failed", nil
 }
 
-// Release drops the reference that StartScope took, so that PID 1 may forget
-// the unit.
-func (b *Backend) Release(ctx context.Context, name string) error {
-	err := b.call(ctx, "UnrefUnit", name).Err
-	if isError(err, noSuchUnit, busName+".NotReferenced") {
-		return nil
-	}
-	return wrap("release unit", name, err)
-}
+// Release has nothing to do: PID 1 forgets a scope when it ends.
+func (b *Backend) Release(context.Context, string) error { return nil }
 
 // Console is the journal's task where PID 1 is systemd.
 func (b *Backend) Console(string, int) ([]byte, error) { return nil, errors.ErrUnsupported }
