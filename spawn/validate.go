@@ -62,8 +62,8 @@ func (o *Options) Validate() error {
 		return errors.New("--as-pid2 needs a PID namespace")
 	case o.Boot() && o.Knobs.SharePID:
 		return errors.New("--boot needs a PID namespace")
-	case len(o.BindUsers) > 0 && o.Users.Mode == settings.UserNone:
-		return errors.New("--bind-user= requires --private-users")
+	case len(o.BindUsers) > 0:
+		return fmt.Errorf("users of the host (%s) can't be bound: BindUser= is not supported by this program", strings.Join(o.BindUsers, ", "))
 	case o.Cleanup && o.Ephemeral:
 		return errors.New("--cleanup and --ephemeral may not be combined")
 	}

@@ -547,6 +547,12 @@ func (c *commandLine) refusedFlags() {
 		{"verity-data", "", "verity images"},
 		{"private-users-delegate", "", "systemd-nsresourced"},
 		{"forward-journal", "", "systemd-journal-remote"},
+		{"bind-user", "", "users of the host"},
+		{"bind-user-shell", "", "users of the host"},
+		{"bind-user-group", "", "users of the host"},
+		{"oci-bundle", "", "OCI bundles"},
+		{"image-policy", "", "image policies"},
+		{"mstack", "", "mount stacks"},
 		{"restrict-address-families", "", "filtering of socket families"},
 	} {
 		c.value(r.name, r.short, "", "", func(string) error { return fmt.Errorf("%s not supported by this program", plural(r.why)) })
