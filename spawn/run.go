@@ -26,6 +26,7 @@ type machine struct {
 	io       Streams
 	bus      Registrar
 	notify   notifier
+	signals  <-chan os.Signal
 	plan     stage.Plan
 	c        *stage.Container
 	exe      *os.File // this program for the stages
@@ -35,8 +36,9 @@ type machine struct {
 	cgroup   string // payload's, on the host
 	tempDirs []string
 
-	logMu sync.Mutex
-	undos []func()
+	logMu       sync.Mutex
+	registering sync.Mutex // held while machined and PID 1 look at the first process
+	undos       []func()
 }
 
 // undo registers what is to be done at the end, last first.
@@ -70,12 +72,38 @@ type outcome struct {
 	reboot bool
 }
 
+// Interrupted is the error when a signal ended the program while it was setting
+// the machine up. Everything has been taken down again.
+type Interrupted struct{ Signal os.Signal }
+
+func (e *Interrupted) Error() string {
+	return "interrupted by " + e.Signal.String() + " before the machine ran"
+}
+
+// interruptible is a context that ends with the first signal, until stop is called.
+func (m *machine) interruptible(ctx context.Context) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stopped, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case sig := <-m.signals:
+			cancel(&Interrupted{sig})
+		case <-stopped:
+		}
+	}()
+	return ctx, sync.OnceFunc(func() { close(stopped); <-done })
+}
+
 // Run boots the machine or runs its command, until it ends for good. It returns
 // the exit status of the whole program. Options have been validated.
 func Run(ctx context.Context, opts *Options, streams Streams, bus Registrar) (int, error) {
-	// The root of the machine outlives a reboot: lock, snapshot, UID range.
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT)
+	defer signal.Stop(signals)
+	// Each run of a machine takes its image anew, after a reboot too.
 	for {
-		m := &machine{opts: opts, io: streams, bus: bus, notify: newNotifier()}
+		m := &machine{opts: opts, io: streams, bus: bus, notify: newNotifier(), signals: signals}
 		result, err := m.once(ctx)
 		if err != nil {
 			return 1, err
@@ -92,6 +120,13 @@ func Run(ctx context.Context, opts *Options, streams Streams, bus Registrar) (in
 
 func (m *machine) once(ctx context.Context) (result outcome, err error) {
 	defer m.cleanUp()
+	ctx, ready := m.interruptible(ctx)
+	defer func() {
+		ready()
+		if i := (*Interrupted)(nil); err != nil && errors.As(context.Cause(ctx), &i) {
+			err = i
+		}
+	}()
 	exe, err := sealedSelf()
 	if err != nil {
 		return outcome{}, err
@@ -132,11 +167,12 @@ func (m *machine) once(ctx context.Context) (result outcome, err error) {
 	if m.c, err = stage.Start(&m.plan, stageIO, shift, m.warn); err != nil {
 		return outcome{}, err
 	}
-	return m.supervise(ctx)
+	return m.supervise(ctx, ready)
 }
 
 // supervise leads the first process through its set-up, and waits for its end.
-func (m *machine) supervise(ctx context.Context) (outcome, error) {
+// ready is called when signals are the payload's.
+func (m *machine) supervise(ctx context.Context, ready func()) (outcome, error) {
 	exited := make(chan syscall.WaitStatus, 1)
 	go func() {
 		var ws syscall.WaitStatus
@@ -156,16 +192,22 @@ func (m *machine) supervise(ctx context.Context) (outcome, error) {
 			<-exited
 		}
 	})
+	// Ends the handshake, wherever it is. But a process that dies while PID 1
+	// moves it into its scope can leave a scope that never ends.
+	unwatch := context.AfterFunc(ctx, func() {
+		m.registering.Lock()
+		defer m.registering.Unlock()
+		_ = unix.PidfdSendSignal(m.c.PIDFD, unix.SIGKILL, nil, 0)
+	})
+	defer unwatch()
 	if err := m.setUp(ctx); err != nil {
 		return outcome{}, err
 	}
+	ready()
 	stop := make(chan struct{})
 	defer close(stop)
 	m.announce(stop)
 
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT)
-	defer signal.Stop(signals)
 	console := m.startConsole()
 	asked := false
 	calm := time.NewTimer(settleAfter)
@@ -194,7 +236,7 @@ func (m *machine) supervise(ctx context.Context) (outcome, error) {
 				m.say("Container termination requested. Attempting to halt container.")
 			}
 			_ = unix.PidfdSendSignal(m.c.PIDFD, sig, nil, 0)
-		case <-signals:
+		case <-m.signals:
 			sig := m.opts.KillSignal
 			if asked || sig == 0 {
 				sig = unix.SIGKILL
@@ -211,6 +253,9 @@ func (m *machine) supervise(ctx context.Context) (outcome, error) {
 	}
 }
 
+// registerPatience bounds registering, which no signal interrupts.
+const registerPatience = 90 * time.Second
+
 // setUp carries out the handshake with the stage. On error the caller kills.
 func (m *machine) setUp(ctx context.Context) error {
 	if err := m.writeMaps(); err != nil {
@@ -224,7 +269,13 @@ func (m *machine) setUp(ctx context.Context) error {
 	}
 	// Registering needs nothing of the stage, nor the stage of it.
 	registered := make(chan error, 1)
-	go func() { registered <- m.register(ctx) }()
+	m.registering.Lock()
+	go func() {
+		defer m.registering.Unlock()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), registerPatience)
+		defer cancel()
+		registered <- m.register(ctx)
+	}()
 	err := m.c.Chan.Wait(stage.StepMounted)
 	if err == nil {
 		err = m.c.Unpin()

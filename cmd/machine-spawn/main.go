@@ -11,10 +11,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -40,6 +42,13 @@ func main() {
 	code, err := run(os.Args[1:])
 	if errors.Is(err, errDone) {
 		os.Exit(0)
+	}
+	if i := (*spawn.Interrupted)(nil); errors.As(err, &i) {
+		// As if the signal had never been caught: whoever sent it sees that.
+		signal.Reset(i.Signal)
+		if sig, ok := i.Signal.(syscall.Signal); ok && syscall.Kill(os.Getpid(), sig) == nil {
+			select {}
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
