@@ -59,7 +59,7 @@ var layers = []layer{
 	{packages: "cmd/machinectl", may: []string{"internal/...", "dbus", "dbus/machine1", "dbus/import1"}},
 	{packages: "cmd/importctl", may: []string{"internal/...", "dbus", "dbus/machine1", "dbus/import1"}},
 	{packages: "cmd/machine-spawn", may: []string{"spawn/...", "internal/...", "dbus", "dbus/machine1"}},
-	{packages: "cmd/machine-importd", may: []string{"transfer/...", "image", "polkit", "dbus", "dbus/import1/...", "internal/..."}},
+	{packages: "cmd/machine-importd", may: []string{"transfer/...", "image", "polkit", "dbus", "dbus/import1/...", "varlink", "varlink/transfers", "internal/..."}},
 	{packages: "cmd/machined", may: []string{"registry/...", "image/...", "polkit", "dbus", "dbus/machine1/...", "dbus/import1", "dbus/systemd1", "varlink/...", "nss", "units", "internal/..."}},
 
 	// The harness shares no code with the product.
@@ -239,6 +239,7 @@ var mayAct = []struct {
 	{pkg: "internal/netaddr", calls: []string{"Setns"}, why: "reads addresses in a machine's network namespace, on a thread of its own"},
 	{pkg: "image", calls: []string{"Fsmount"}, why: "reads what is in a disk image through a read-only mount that is attached nowhere"},
 	{pkg: "internal/cli", calls: []string{"Kill"}, why: "a client ends by the signal that interrupted it: kills itself"},
+	{pkg: "cmd/machine-spawn", calls: []string{"Kill"}, why: "ends by the signal that interrupted it: kills itself"},
 	{pkg: "cmd/machine-importd", calls: []string{"Kill"}, why: "ends its own workers"},
 	{pkg: "tests/host", why: "is a spawner of its own, so that a bug in the product cannot hide in the harness"},
 }
