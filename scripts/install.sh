@@ -142,8 +142,14 @@ tell() {
 	live || return 0
 	systemctl daemon-reload
 	systemctl reload dbus.service 2>/dev/null || systemctl reload dbus-broker.service 2>/dev/null || true
-	systemctl try-restart systemd-machined.service systemd-importd.service 2>/dev/null || true
-	[ ! -e "$PREFIX/lib/systemd/system/systemd-machined.socket" ] || systemctl start systemd-machined.socket systemd-machined-nss.socket || true
+	systemctl try-restart systemd-importd.service 2>/dev/null || true
+	# A socket can't be started while its service runs without it.
+	was=$(systemctl is-active systemd-machined.service || true)
+	[ "$was" != active ] || systemctl stop systemd-machined.service
+	for socket in systemd-machined.socket systemd-machined-nss.socket systemd-importd.socket; do
+		[ ! -e "$PREFIX/lib/systemd/system/$socket" ] || systemctl start "$socket" || true
+	done
+	[ "$was" != active ] || systemctl start systemd-machined.service
 }
 
 case ${1:-} in
