@@ -88,6 +88,12 @@ func TestSpawnerConsole(t *testing.T) {
 			})
 			h.MustRun(t, "systemd-nspawn", "-q", "-M", "bb", "-U", "-n", "true")
 		})
+		t.Run("interrupted at any moment", func(t *testing.T) {
+			h.Shell(t, `for i in $(seq 40); do
+				systemd-nspawn -q -M bb -U -n sleep 1000 </dev/null >/dev/null 2>&1 & pid=$!
+				sleep 0.0$((i+9)); kill -TERM $pid; wait $pid && exit 1; machinectl --no-legend list | grep . && exit 2
+			done; true`)
+		})
 		waitGone(t, h)
 		unchanged(t, h, before)
 	})
