@@ -275,12 +275,12 @@ func (in *inner) executeStub(programs, args, env []string) error {
 	if err := in.ch.Wait(StepExecute); err != nil {
 		return err
 	}
-	pid, err := in.launch(spec)
+	pid, release, err := in.launch(spec)
 	if err != nil {
 		return fmt.Errorf("start process 2: %w", err)
 	}
 	stubEnv := []string{"container=" + in.plan.Manager, "container_uuid=" + in.plan.UUID}
-	return fmt.Errorf("execute stub init: %w", execFD(in.exe, []string{StubName, strconv.Itoa(pid)}, stubEnv))
+	return fmt.Errorf("execute stub init: %w", execFD(in.exe, []string{StubName, strconv.Itoa(pid), strconv.Itoa(release)}, stubEnv))
 }
 
 // execFD executes the open file fd (execveat(2), AT_EMPTY_PATH).

@@ -62,19 +62,18 @@ func (in *inner) nextPID() error {
 	return os.NewSyscallError("write", err)
 }
 
-// launch starts process 2, which waits until this program is gone.
-func (in *inner) launch(spec launchSpec) (int, error) {
+// launch starts process 2, which waits until the returned descriptor is closed.
+func (in *inner) launch(spec launchSpec) (pid, release int, err error) {
 	f, err := spec.memfd()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer f.Close()
 	var hold [2]int
 	if err := unix.Pipe2(hold[:], unix.O_CLOEXEC); err != nil {
-		return 0, os.NewSyscallError("pipe2", err)
+		return 0, 0, os.NewSyscallError("pipe2", err)
 	}
 	defer unix.Close(hold[0])
-	// hold[1] stays open until the execution.
 	_, noTTY := unix.IoctlGetTermios(0, unix.TCGETS)
 	files := []uintptr{0, 1, 2}
 	for n := range in.plan.ListenFDs {
@@ -83,19 +82,25 @@ func (in *inner) launch(spec launchSpec) (int, error) {
 	files = append(files, in.ch.f.Fd(), f.Fd(), uintptr(hold[0]))
 	// After a change of user the files of /proc/self are root's otherwise.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
-		return 0, os.NewSyscallError("prctl", err)
+		return 0, 0, os.NewSyscallError("prctl", err)
 	}
 	// Beyond the numbers that the child's descriptors are moved to.
 	exe, err := unix.FcntlInt(uintptr(in.exe), unix.F_DUPFD_CLOEXEC, 3*len(files)+16)
 	if err != nil {
-		return 0, os.NewSyscallError("fcntl", err)
+		return 0, 0, os.NewSyscallError("fcntl", err)
 	}
 	defer unix.Close(exe)
-	return syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(exe), []string{LaunchName, strconv.Itoa(3 + in.plan.ListenFDs)},
+	pid, err = syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(exe), []string{LaunchName, strconv.Itoa(3 + in.plan.ListenFDs)},
 		&syscall.ProcAttr{
 			Env: []string{"GOMAXPROCS=1", "GOGC=off"}, Files: files,
 			Sys: &syscall.SysProcAttr{Setsid: true, Setctty: noTTY == nil},
 		})
+	if err != nil {
+		return 0, 0, err
+	}
+	// For the stub init, which closes it when it is ready.
+	_, err = unix.FcntlInt(uintptr(hold[1]), unix.F_SETFD, 0)
+	return pid, hold[1], os.NewSyscallError("fcntl", err)
 }
 
 // launchMain becomes the payload when the stub init is in place.

@@ -25,10 +25,15 @@ func stubMain() int {
 	signal.Ignore(syscall.SIGPIPE)
 	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 	_ = os.WriteFile("/proc/self/comm", []byte("(sd-stubinit)"), 0)
-	pid, err := strconv.Atoi(os.Args[1])
-	if err != nil {
+	if len(os.Args) < 3 {
 		return 1
 	}
+	pid, err1 := strconv.Atoi(os.Args[1])
+	release, err2 := strconv.Atoi(os.Args[2])
+	if err1 != nil || err2 != nil {
+		return 1
+	}
+	unix.CloseOnExec(release)
 	// The terminal and the sockets are the payload's.
 	if null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err == nil {
 		for fd := range 3 {
@@ -39,6 +44,7 @@ func stubMain() int {
 	for fd := 3; isInherited(fd); fd++ {
 		_ = unix.Close(fd)
 	}
+	_ = unix.Close(release)
 	return (&stub{pid: pid}).loop(signals)
 }
 
