@@ -37,7 +37,7 @@ func inNetns(t *testing.T, f func()) {
 }
 
 func ruleset(t *testing.T) string {
-	out, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
+	out, err := exec.Command("nft", "-y", "list", "ruleset").CombinedOutput() // -y: versions name priorities differently
 	if err != nil {
 		t.Errorf("nft: %v\n%s", err, out)
 	}

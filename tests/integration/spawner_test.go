@@ -199,6 +199,8 @@ func TestSpawnerNetwork(t *testing.T) {
 			}
 		})
 		t.Run("port", func(t *testing.T) {
+			// A networkd of the host would take the addresses away that are given by hand here.
+			h.Shell(t, `mkdir -p /run/systemd/network; printf '[Match]\nName=ve-bb o0\n[Link]\nUnmanaged=yes\n' >/run/systemd/network/10-by-hand.network; systemctl try-restart systemd-networkd`)
 			p := h.Start(t, "systemd-nspawn", "-q", "-M", "bb", "-n", "--port=tcp:8099:99", "sh", "-c",
 				"ip addr add 10.99.0.2/24 dev host0; ip link set host0 up; ip route add default via 10.99.0.1; echo up; while :; do echo answer | nc -l -p 99; done")
 			p.Expect(t, "up")
