@@ -1,59 +1,97 @@
 package treecopy
 
 import (
-	"context"
 	"errors"
-	"io"
-	"os"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-var errEOF = io.EOF
+// smallFile is up to which size, in bytes, a file is copied by reading and
+// writing it at once, which is less work than a copy inside the kernel.
+const smallFile = 64 << 10
+
+// buffers are one worker's.
+type buffers struct {
+	names [32 << 10]byte
+	data  [smallFile]byte
+}
+
+// file is a file that is not a directory, and where its copy goes.
+type file struct {
+	in       *dir
+	name     string // of the copy
+	fd       int
+	st       *unix.Stat_t
+	readable bool // fd is open for reading, and the file a regular one; else O_PATH
+}
+
+// openRegular opens what was a regular file when its directory was read. Should it
+// have become something else since, it is not acted on: a machine that writes into
+// the tree can make no device that does something when it is opened.
+func openRegular(dir int, name string) (int, unix.Stat_t, error) {
+	var st unix.Stat_t
+	flags := unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC
+	fd, err := unix.Openat(dir, name, flags|unix.O_NOATIME, 0)
+	if errors.Is(err, unix.EPERM) {
+		fd, err = unix.Openat(dir, name, flags, 0)
+	}
+	if err != nil {
+		return -1, st, err
+	}
+	if err := unix.Fstat(fd, &st); err != nil {
+		_ = unix.Close(fd)
+		return -1, st, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		_ = unix.Close(fd)
+		return -1, st, unix.ESTALE
+	}
+	return fd, st, nil
+}
 
 // openPath opens an entry of dir without following or acting on it.
-func openPath(dir *os.File, name string) (*os.File, unix.Stat_t, error) {
+func openPath(dir int, name string) (int, unix.Stat_t, error) {
 	var st unix.Stat_t
-	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, st, &os.PathError{Op: "open", Path: name, Err: err}
+		return -1, st, err
 	}
-	file := os.NewFile(uintptr(fd), name)
 	if err := unix.Fstat(fd, &st); err != nil {
-		_ = file.Close()
-		return nil, st, &os.PathError{Op: "stat", Path: name, Err: err}
+		_ = unix.Close(fd)
+		return -1, st, err
 	}
-	return file, st, nil
+	return fd, st, nil
 }
 
-func openDir(dir *os.File, name string) (*os.File, error) {
-	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+func openDir(dir int, name string) (int, error) {
+	flags := unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(dir, name, flags|unix.O_NOATIME, 0)
+	if errors.Is(err, unix.EPERM) {
+		return unix.Openat(dir, name, flags, 0)
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return fd, err
 }
 
-func makeDir(dir *os.File, name string, merge bool) (existed bool, err error) {
-	err = unix.Mkdirat(int(dir.Fd()), name, 0o700)
+func makeDir(d *dir, name string, merge bool) (existed bool, err error) {
+	err = unix.Mkdirat(d.dst, name, 0o700)
 	if errors.Is(err, unix.EEXIST) && merge {
 		return true, nil
 	}
 	if err != nil {
-		return false, &os.PathError{Op: "mkdir", Path: name, Err: err}
+		return false, pathError("mkdir", d, name, err)
 	}
 	return false, nil
 }
 
 // openLinkNode opens path below root where its last part is a symlink itself.
-func openLinkNode(root *os.File, path string) (int, error) {
+func openLinkNode(root int, path string) (int, error) {
 	dir, name := ".", path
 	if i := strings.LastIndexByte(path, '/'); i >= 0 {
 		dir, name = path[:i], path[i+1:]
 	}
-	parent, err := unix.Openat2(int(root.Fd()), dir, &unix.OpenHow{
+	parent, err := unix.Openat2(root, dir, &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
 	})
@@ -65,51 +103,63 @@ func openLinkNode(root *os.File, path string) (int, error) {
 }
 
 // mountRoot says whether something is mounted on an open directory.
-func mountRoot(f *os.File) bool {
+func mountRoot(fd int) bool {
 	var stx unix.Statx_t
-	err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_TYPE, &stx)
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_TYPE, &stx)
 	return err == nil && stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
 // node copies one file that is not a directory.
-func (c *copier) node(ctx context.Context, d *dir, name string, src *os.File, st *unix.Stat_t) error {
-	to := int(d.dst.Fd())
+func (c *copier) node(f file, buf *buffers) error {
+	d, name := f.in, f.name
 	if c.opts.Replace {
-		if err := unix.Unlinkat(to, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := unix.Unlinkat(d.dst, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 			return pathError("replace", d, name, err)
 		}
 	}
-	switch st.Mode & unix.S_IFMT {
+	switch f.st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		return c.regular(ctx, d, name, src, st)
+		if f.readable {
+			return c.regular(f, buf)
+		}
+		fd, err := unix.Open(procPath(f.fd), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOATIME, 0)
+		if errors.Is(err, unix.EPERM) {
+			fd, err = unix.Open(procPath(f.fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		}
+		if err != nil {
+			return pathError("open", d, name, err)
+		}
+		defer func() { _ = unix.Close(fd) }()
+		f.fd = fd
+		return c.regular(f, buf)
 	case unix.S_IFLNK:
-		target, err := readlink(src)
+		target, err := readlink(f.fd)
 		if err != nil {
 			return pathError("readlink", d, name, err)
 		}
-		if err := unix.Symlinkat(target, to, name); err != nil {
+		if err := unix.Symlinkat(target, d.dst, name); err != nil {
 			return pathError("symlink", d, name, err)
 		}
 	default:
-		if err := unix.Mknodat(to, name, st.Mode&(unix.S_IFMT|0o7777), int(st.Rdev)); err != nil {
+		if err := unix.Mknodat(d.dst, name, f.st.Mode&(unix.S_IFMT|0o7777), int(f.st.Rdev)); err != nil {
 			return pathError("mknod", d, name, err)
 		}
 	}
 	made, now, err := openPath(d.dst, name)
 	if err != nil {
-		return err
+		return pathError("open", d, name, err)
 	}
-	defer func() { _ = made.Close() }()
-	if now.Mode&unix.S_IFMT != st.Mode&unix.S_IFMT {
+	defer func() { _ = unix.Close(made) }()
+	if now.Mode&unix.S_IFMT != f.st.Mode&unix.S_IFMT {
 		return pathError("copy", d, name, unix.ESTALE)
 	}
-	return c.attributes(src, made, st)
+	return c.attributes(f.fd, made, d, f.st)
 }
 
-func readlink(f *os.File) (string, error) {
+func readlink(fd int) (string, error) {
 	for size := 256; ; size *= 2 {
 		buf := make([]byte, size)
-		n, err := unix.Readlinkat(int(f.Fd()), "", buf)
+		n, err := unix.Readlinkat(fd, "", buf)
 		if err != nil {
 			return "", err
 		}
@@ -119,42 +169,25 @@ func readlink(f *os.File) (string, error) {
 	}
 }
 
-func (c *copier) regular(ctx context.Context, d *dir, name string, node *os.File, st *unix.Stat_t) error {
-	fd, err := unix.Open(procPath(node), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOATIME, 0)
-	if errors.Is(err, unix.EPERM) {
-		fd, err = unix.Open(procPath(node), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	}
-	if err != nil {
-		return pathError("open", d, name, err)
-	}
-	src := os.NewFile(uintptr(fd), name)
-	defer func() { _ = src.Close() }()
-	out, err := unix.Openat(int(d.dst.Fd()), name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+func (c *copier) regular(f file, buf *buffers) error {
+	d, name, st := f.in, f.name, f.st
+	// Most files get their mode by this, and belong to root, who makes them: then
+	// nothing is left to set. Who else may open it meanwhile may do so in the end too.
+	dst, err := unix.Openat(d.dst, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, st.Mode&0o777)
 	if err != nil {
 		return pathError("create", d, name, err)
 	}
-	dst := os.NewFile(uintptr(out), name)
-	defer func() { _ = dst.Close() }()
+	defer func() { _ = unix.Close(dst) }()
 	if st.Size > 0 {
-		copied := false
-		if st.Size <= copyChunk && st.Blocks*512 >= st.Size && !c.reflink.Load() {
-			// Most files: small, without holes. One call does it.
-			n, err := unix.CopyFileRange(fd, nil, out, nil, int(st.Size), 0)
-			if copied = err == nil && int64(n) == st.Size; copied {
-				c.progress(st.Size)
-			}
-		}
-		if !copied {
-			if err := c.content(ctx, src, dst, st.Size); err != nil {
-				return pathError("copy", d, name, err)
-			}
+		if err := c.content(f.fd, dst, st, buf); err != nil {
+			return pathError("copy", d, name, err)
 		}
 	}
-	if err := c.fileAttributes(src, dst, st); err != nil {
+	if err := c.fileAttributes(dst, f); err != nil {
 		return err
 	}
 	if c.opts.Settled != nil && st.Size > 0 {
-		c.opts.Settled(out)
+		c.opts.Settled(dst)
 	}
 	return nil
 }
@@ -162,80 +195,73 @@ func (c *copier) regular(ctx context.Context, d *dir, name string, node *os.File
 // attributes gives dst owner, mode, extended attributes and times of src. Either
 // may be an O_PATH descriptor. The owner comes first: changing it drops set-uid
 // bits and capabilities.
-func (c *copier) attributes(src, dst *os.File, st *unix.Stat_t) error {
-	to := int(dst.Fd())
-	uid, gid := st.Uid, st.Gid
-	if c.opts.Owner != nil {
-		uid, gid = c.opts.Owner(uid, gid)
-	}
-	if err := unix.Fchownat(to, "", int(uid), int(gid), unix.AT_EMPTY_PATH); err != nil {
-		return &os.PathError{Op: "chown", Path: dst.Name(), Err: err}
+func (c *copier) attributes(src, dst int, d *dir, st *unix.Stat_t) error {
+	uid, gid := c.owner(st)
+	if err := unix.Fchownat(dst, "", uid, gid, unix.AT_EMPTY_PATH); err != nil {
+		return pathError("chown", d, "", err)
 	}
 	isLink := st.Mode&unix.S_IFMT == unix.S_IFLNK
 	if !isLink {
 		if err := unix.Chmod(procPath(dst), st.Mode&0o7777); err != nil {
-			return &os.PathError{Op: "chmod", Path: dst.Name(), Err: err}
+			return pathError("chmod", d, "", err)
 		}
 	}
 	if err := copyXattrs(src, dst, isLink); err != nil {
-		return err
+		return pathError("copy attributes of", d, "", err)
 	}
 	times := []unix.Timespec{st.Atim, st.Mtim}
 	if isLink {
-		if err := utimensEmpty(to, times); err != nil {
-			return &os.PathError{Op: "set times of", Path: dst.Name(), Err: err}
+		if err := utimensEmpty(dst, times); err != nil {
+			return pathError("set times of", d, "", err)
 		}
 		return nil
 	}
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, procPath(dst), times, 0); err != nil {
-		return &os.PathError{Op: "set times of", Path: dst.Name(), Err: err}
+		return pathError("set times of", d, "", err)
 	}
 	return nil
 }
 
 // fileAttributes is attributes for two regular files that are open, which saves
-// looking them up for each call.
-func (c *copier) fileAttributes(src, dst *os.File, st *unix.Stat_t) error {
-	from, to := int(src.Fd()), int(dst.Fd())
-	uid, gid := st.Uid, st.Gid
-	if c.opts.Owner != nil {
-		uid, gid = c.opts.Owner(uid, gid)
+// looking them up for each call, and setting what is right already.
+func (c *copier) fileAttributes(dst int, f file) error {
+	uid, gid := c.owner(f.st)
+	var now unix.Stat_t
+	if err := unix.Fstat(dst, &now); err != nil {
+		return pathError("stat", f.in, f.name, err)
 	}
-	if err := unix.Fchown(to, int(uid), int(gid)); err != nil {
-		return &os.PathError{Op: "chown", Path: dst.Name(), Err: err}
+	if int(now.Uid) != uid || int(now.Gid) != gid {
+		if err := unix.Fchown(dst, uid, gid); err != nil {
+			return pathError("chown", f.in, f.name, err)
+		}
+		now.Mode = 0 // which may have changed it
 	}
-	if err := unix.Fchmod(to, st.Mode&0o7777); err != nil {
-		return &os.PathError{Op: "chmod", Path: dst.Name(), Err: err}
-	}
-	if n, err := unix.Flistxattr(from, nil); err != nil || n > 0 {
-		if err := copyXattrs(src, dst, false); err != nil {
-			return err
+	if (now.Mode^f.st.Mode)&0o7777 != 0 {
+		if err := unix.Fchmod(dst, f.st.Mode&0o7777); err != nil {
+			return pathError("chmod", f.in, f.name, err)
 		}
 	}
-	if err := futimens(to, []unix.Timespec{st.Atim, st.Mtim}); err != nil {
-		return &os.PathError{Op: "set times of", Path: dst.Name(), Err: err}
+	if n, err := unix.Flistxattr(f.fd, nil); err != nil || n > 0 {
+		if err := copyXattrs(f.fd, dst, false); err != nil {
+			return pathError("copy attributes of", f.in, f.name, err)
+		}
+	}
+	if err := futimens(dst, []unix.Timespec{f.st.Atim, f.st.Mtim}); err != nil {
+		return pathError("set times of", f.in, f.name, err)
 	}
 	return nil
 }
 
-func procPath(f *os.File) string {
-	return "/proc/self/fd/" + strconv.Itoa(int(f.Fd()))
+func (c *copier) owner(st *unix.Stat_t) (uid, gid int) {
+	if c.opts.Owner == nil {
+		return int(st.Uid), int(st.Gid)
+	}
+	u, g := c.opts.Owner(st.Uid, st.Gid)
+	return int(u), int(g)
 }
 
-// content copies size bytes with their holes: by sharing extents, inside the
-// kernel, or by hand, whichever works first.
-func (c *copier) content(ctx context.Context, src, dst *os.File, size int64) error {
-	if c.reflink.Load() {
-		err := unix.IoctlFileClone(int(dst.Fd()), int(src.Fd()))
-		if err == nil {
-			c.progress(size)
-			return nil
-		}
-		if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) {
-			c.reflink.Store(false)
-		}
-	}
-	return Content(ctx, src, dst, size, c.opts.Progress)
+func procPath(fd int) string {
+	return "/proc/self/fd/" + strconv.Itoa(fd)
 }
 
 func (c *copier) progress(n int64) {
@@ -244,70 +270,32 @@ func (c *copier) progress(n int64) {
 	}
 }
 
-// copyChunk bounds one copy call, so that cancelling takes effect soon.
-const copyChunk = 16 << 20
-
-// Content copies the first size bytes of src to dst, which must be empty, and
-// keeps holes. progress may be nil.
-func Content(ctx context.Context, src, dst *os.File, size int64, progress func(int64)) error {
-	in, out := int(src.Fd()), int(dst.Fd())
-	inKernel := true
-	var buf []byte
-	for off := int64(0); off < size; {
-		data, err := unix.Seek(in, off, unix.SEEK_DATA)
-		switch {
-		case errors.Is(err, unix.ENXIO):
-			data = size
-		case err != nil:
-			data = off
+// content copies a file with its holes: by sharing extents, inside the kernel,
+// or by hand, whichever works first.
+func (c *copier) content(src, dst int, st *unix.Stat_t, buf *buffers) error {
+	if c.reflink.Load() {
+		err := unix.IoctlFileClone(dst, src)
+		if err == nil {
+			c.progress(st.Size)
+			return nil
 		}
-		if data >= size {
-			break
+		if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) {
+			c.reflink.Store(false)
 		}
-		end, err := unix.Seek(in, data, unix.SEEK_HOLE)
-		if err != nil || end > size || end <= data {
-			end = size
-		}
-		for data < end {
-			if err := ctx.Err(); err != nil {
+	}
+	if st.Size <= smallFile && st.Blocks*512 >= st.Size {
+		n, err := unix.Pread(src, buf.data[:st.Size], 0)
+		if err == nil && int64(n) == st.Size {
+			n, err = unix.Pwrite(dst, buf.data[:n], 0)
+			if err != nil {
 				return err
 			}
-			want := int(min(end-data, copyChunk))
-			n := 0
-			if inKernel {
-				rOff, wOff := data, data
-				n, err = unix.CopyFileRange(in, &rOff, out, &wOff, want, 0)
-				if err != nil {
-					if errors.Is(err, unix.EINTR) {
-						continue
-					}
-					if !errors.Is(err, unix.EXDEV) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
-						return err
-					}
-					inKernel = false
-					continue
-				}
-			} else {
-				if buf == nil {
-					buf = make([]byte, 1<<20)
-				}
-				n, err = src.ReadAt(buf[:min(want, len(buf))], data)
-				if err != nil && !errors.Is(err, io.EOF) {
-					return err
-				}
-				if _, err := dst.WriteAt(buf[:n], data); err != nil {
-					return err
-				}
-			}
-			if n == 0 { // the file shrank meanwhile
-				return unix.Ftruncate(out, size)
-			}
-			data += int64(n)
-			if progress != nil {
-				progress(int64(n))
+			if int64(n) == st.Size {
+				c.progress(st.Size)
+				return nil
 			}
 		}
-		off = data
+		// An odd one: it shrank, or the disk is nearly full.
 	}
-	return unix.Ftruncate(out, size)
+	return contentFD(c.ctx, src, dst, st.Size, c.opts.Progress)
 }

@@ -15,7 +15,7 @@ const xattrMax = 64 << 10
 // copyXattrs copies extended attributes: user, security (capabilities), trusted
 // and system (ACLs). Those the destination cannot hold are left out, as are
 // labels that only a security module may set.
-func copyXattrs(src, dst *os.File, isLink bool) error {
+func copyXattrs(src, dst int, isLink bool) error {
 	if isLink {
 		// A symlink has no user attributes, and the /proc link cannot name it.
 		return nil
@@ -31,7 +31,7 @@ func copyXattrs(src, dst *os.File, isLink bool) error {
 		if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENXIO) {
 			return nil
 		}
-		return &os.PathError{Op: "list attributes of", Path: src.Name(), Err: err}
+		return os.NewSyscallError("listxattr", err)
 	}
 	if n == 0 {
 		return nil
@@ -54,7 +54,7 @@ func copyXattrs(src, dst *os.File, isLink bool) error {
 			if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL) {
 				continue
 			}
-			return &os.PathError{Op: "set attribute " + name + " of", Path: dst.Name(), Err: err}
+			return os.NewSyscallError("setxattr "+name, err)
 		}
 	}
 	return nil
