@@ -72,9 +72,10 @@ type Options struct {
 	LinkJournal string
 	JournalTry  bool
 
-	Mounts        []settings.Mount
-	BindUsers     []string
-	BindUserShell settings.BindUserShell
+	Mounts         []settings.Mount
+	BindUsers      []string
+	BindUserShell  settings.BindUserShell
+	BindUserGroups []string
 
 	Console     string // "": by what the streams are
 	Background  string // SGR background, "" is none

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machined/internal/uidrange"
+	"machined/internal/userdb"
 	"machined/spawn/settings"
 	"machined/spawn/stage"
 )
@@ -140,6 +141,9 @@ func (m *machine) once(ctx context.Context) (result outcome, err error) {
 		return outcome{}, err
 	}
 	if err := m.pickUsers(); err != nil {
+		return outcome{}, err
+	}
+	if err := m.planBindUsers(userdb.Host); err != nil {
 		return outcome{}, err
 	}
 	m.identity()
@@ -374,10 +378,17 @@ func (m *machine) writeMaps() error {
 	if u == nil {
 		return nil
 	}
-	line := fmt.Sprintf("0 %d %d\n", u.Base, u.Count)
-	for _, name := range []string{"uid_map", "gid_map"} {
-		if err := writeFile("/proc/"+strconv.Itoa(m.c.PID)+"/"+name, line); err != nil {
-			return fmt.Errorf("write %s: %w", name, err)
+	users, groups := u.Maps()
+	for _, file := range []struct {
+		name string
+		maps []stage.Mapping
+	}{{"uid_map", users}, {"gid_map", groups}} {
+		var lines strings.Builder
+		for _, l := range file.maps {
+			fmt.Fprintf(&lines, "%d %d %d\n", l.Inside, l.Outside, l.Count)
+		}
+		if err := writeFile("/proc/"+strconv.Itoa(m.c.PID)+"/"+file.name, lines.String()); err != nil {
+			return fmt.Errorf("write %s: %w", file.name, err)
 		}
 	}
 	return nil

@@ -62,8 +62,8 @@ func (o *Options) Validate() error {
 		return errors.New("--as-pid2 needs a PID namespace")
 	case o.Boot() && o.Knobs.SharePID:
 		return errors.New("--boot needs a PID namespace")
-	case len(o.BindUsers) > 0:
-		return fmt.Errorf("users of the host (%s) can't be bound: BindUser= is not supported by this program", strings.Join(o.BindUsers, ", "))
+	case len(o.BindUserGroups) > 0 && len(o.BindUsers) == 0:
+		return errors.New("Cannot use --bind-user-group= without --bind-user=")
 	case o.Cleanup && o.Ephemeral:
 		return errors.New("--cleanup and --ephemeral may not be combined")
 	}

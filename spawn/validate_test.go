@@ -33,7 +33,8 @@ func TestValidate(t *testing.T) {
 			o.Users.Mode = settings.UserPick
 			o.Knobs.APIVFS = "yes"
 		}, false},
-		{"bind user without private users", func(o *Options) { o.BindUsers = []string{"a"} }, false},
+		{"bind user without private users", func(o *Options) { o.BindUsers = []string{"a"} }, true},
+		{"group of no bound user", func(o *Options) { o.BindUserGroups = []string{"a"} }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			o := Default()

@@ -31,6 +31,7 @@ const (
 	maskUserns    = "userns"
 	maskCaps      = "capabilities"
 	maskBindUser  = "bind-user"
+	maskUserShell = "bind-user-shell"
 	maskOwnership = "ownership"
 )
 
@@ -56,12 +57,16 @@ func parse(args []string) (*commandLine, error) {
 	c.securityFlags()
 	c.mountFlags()
 	c.otherFlags()
+	c.bindUserFlags()
 	c.refusedFlags()
 	if err := c.fs.Parse(args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
 			err = errDone
 		}
 		return nil, err
+	}
+	if c.mask[maskUserShell] && len(c.opts.BindUsers) == 0 {
+		return nil, errors.New("Cannot use --bind-user-shell= without --bind-user=")
 	}
 	c.opts.Args = c.fs.Args()
 	if len(c.opts.Args) > 0 {
@@ -547,9 +552,6 @@ func (c *commandLine) refusedFlags() {
 		{"verity-data", "", "verity images"},
 		{"private-users-delegate", "", "systemd-nsresourced"},
 		{"forward-journal", "", "systemd-journal-remote"},
-		{"bind-user", "", "users of the host"},
-		{"bind-user-shell", "", "users of the host"},
-		{"bind-user-group", "", "users of the host"},
 		{"oci-bundle", "", "OCI bundles"},
 		{"image-policy", "", "image policies"},
 		{"mstack", "", "mount stacks"},

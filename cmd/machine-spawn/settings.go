@@ -73,7 +73,7 @@ func (c *commandLine) merge(f *settings.File) {
 	list(c, "cpus", &o.CPUs, f.CPUAffinity)
 	list(c, maskMounts, &o.Mounts, f.Mounts)
 	list(c, maskBindUser, &o.BindUsers, f.BindUsers)
-	take(c, maskBindUser, &o.BindUserShell, f.BindUserShell)
+	take(c, maskUserShell, &o.BindUserShell, f.BindUserShell)
 	if !c.mask["pivot-root"] && f.PivotRootNew != "" {
 		o.PivotNew, o.PivotOld = f.PivotRootNew, f.PivotRootOld
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -178,75 +177,4 @@ func (o *outer) journal() error {
 		return nil
 	}
 	return fmt.Errorf("bind journal %s: %w", j.Host, err)
-}
-
-// bindUsers writes user records and binds home directories.
-func (o *outer) bindUsers() error {
-	if len(o.plan.BindUsers) == 0 {
-		return nil
-	}
-	const db = "/run/host/userdb/"
-	o.asMachineRoot()
-	err := errors.Join(o.root.mkdir("/run/host/home", 0o755), o.root.mkdir("/run/host/userdb", 0o755))
-	o.asHost()
-	if err != nil {
-		return err
-	}
-	for _, u := range o.plan.BindUsers {
-		o.asMachineRoot()
-		err := errors.Join(
-			o.root.write(db+u.Name+".user", u.Record, 0o644),
-			o.root.write(db+u.Name+".group", u.Group, 0o644),
-			o.root.write(db+u.Name+".user-privileged", u.Private, 0o600),
-			o.root.write(db+u.Name+".group-privileged", u.GroupPrivate, 0o600),
-			o.root.symlink(u.Name+".user", fmt.Sprintf("%s%d.user", db, u.UID)),
-			o.root.symlink(u.Name+".group", fmt.Sprintf("%s%d.group", db, u.GID)),
-			o.root.symlink(u.Name+".user-privileged", fmt.Sprintf("%s%d.user-privileged", db, u.UID)),
-			o.root.symlink(u.Name+".group-privileged", fmt.Sprintf("%s%d.group-privileged", db, u.GID)),
-		)
-		for _, group := range u.Memberships {
-			err = errors.Join(err, o.root.write(db+u.Name+":"+group+".membership", nil, 0o644))
-		}
-		o.asHost()
-		if err != nil {
-			return fmt.Errorf("write record of user %q: %w", u.Name, err)
-		}
-		if err := o.bindHome(u); err != nil {
-			return fmt.Errorf("bind home of user %q: %w", u.Name, err)
-		}
-	}
-	return nil
-}
-
-func (o *outer) bindHome(u BindUser) error {
-	dest := "/run/host/home/" + u.Name
-	if strings.ContainsAny(u.Name, "/") {
-		return errors.New("name contains a slash")
-	}
-	o.asMachineRoot()
-	target, err := o.root.dir(dest, 0o755)
-	o.asHost()
-	if err != nil {
-		return err
-	}
-	defer unix.Close(target)
-	src, err := unix.Open(u.Home, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: u.Home, Err: err}
-	}
-	defer unix.Close(src)
-	m, err := cloneTree(src, true)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(m)
-	fd, err := usernsFD([]Mapping{{u.HostUID, o.base + u.UID, 1}})
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if err := o.setMap(m, fd, true); err != nil {
-		return err
-	}
-	return attach(m, target)
 }

@@ -177,11 +177,11 @@ func (o *outer) run() (err error) {
 		o.terminal,
 		o.hostDir,
 		o.credentials,
+		o.bindUsers,
 		o.customMounts,
 		o.timezone,
 		o.resolvConf,
 		o.journal,
-		o.bindUsers,
 		o.readOnlyRoot,
 		o.sealHostDir,
 		o.switchRoot,
@@ -235,16 +235,22 @@ func (o *outer) idmapFD() (int, error) {
 // usernsFD makes a user namespace with maps and returns a descriptor of it. The
 // process it takes is stopped before its first instruction and killed. The
 // thread must be locked: ptrace(2) belongs to threads.
-func usernsFD(maps []Mapping) (int, error) {
-	idmaps := make([]syscall.SysProcIDMap, len(maps))
-	for i, m := range maps {
-		idmaps[i] = syscall.SysProcIDMap{ContainerID: int(m.Inside), HostID: int(m.Outside), Size: int(m.Count)}
+func usernsFD(maps []Mapping) (int, error) { return usernsFDs(maps, maps) }
+
+// usernsFDs is usernsFD with different maps of users and groups.
+func usernsFDs(users, groups []Mapping) (int, error) {
+	list := func(maps []Mapping) []syscall.SysProcIDMap {
+		out := make([]syscall.SysProcIDMap, len(maps))
+		for i, m := range maps {
+			out[i] = syscall.SysProcIDMap{ContainerID: int(m.Inside), HostID: int(m.Outside), Size: int(m.Count)}
+		}
+		return out
 	}
 	pid, err := syscall.ForkExec("/proc/self/exe", []string{"userns"}, &syscall.ProcAttr{
 		Files: []uintptr{},
 		Sys: &syscall.SysProcAttr{
 			Cloneflags:  unix.CLONE_NEWUSER,
-			UidMappings: idmaps, GidMappings: idmaps, GidMappingsEnableSetgroups: true,
+			UidMappings: list(users), GidMappings: list(groups), GidMappingsEnableSetgroups: true,
 			Ptrace: true, Pdeathsig: syscall.SIGKILL,
 		},
 	})

@@ -102,11 +102,15 @@ type Partition struct {
 	ReadOnly             bool
 }
 
-// Userns is the machine's user namespace map: 0 Base Count.
+// Userns is the machine's user namespace map: 0 Base Count, but for the users of
+// the host that are seen inside under their own ID.
 type Userns struct {
 	Base, Count uint32
-	Extra       []Mapping
+	Users       []UserMapping
 }
+
+// UserMapping shows a user and group of the host as one ID inside.
+type UserMapping struct{ Inside, HostUID, HostGID uint32 }
 
 // Mapping is one line of uid_map and gid_map.
 type Mapping struct{ Inside, Outside, Count uint32 }
@@ -164,15 +168,15 @@ type Credential struct {
 	Data []byte
 }
 
-// BindUser is a host user who is to exist inside.
+// BindUser is a user of the host who is to exist inside.
 type BindUser struct {
-	Name, Home       string // home directory on the host
-	Record, Private  []byte
-	Group            []byte
-	GroupPrivate     []byte
-	UID, GID         uint32 // inside
-	HostUID, HostGID uint32
-	Memberships      []string
+	Name, Home     string // home directory on the host
+	Shell          string // "": the machine's default
+	UID, GID       uint32 // on the host
+	Passwords      []string
+	GroupPasswords []string
+	SSHKeys        []string
+	Groups         []string // of the machine, besides its own
 }
 
 // Rlimit is one resource limit.
