@@ -30,7 +30,7 @@ type machine struct {
 	signals  <-chan os.Signal
 	plan     stage.Plan
 	c        *stage.Container
-	exe      *os.File // this program for the stages
+	exe      func() (*os.File, error) // this program for the stages
 	id       [16]byte
 	root     string // on the host, for people and machined
 	netif    int
@@ -128,12 +128,8 @@ func (m *machine) once(ctx context.Context) (result outcome, err error) {
 			err = i
 		}
 	}()
-	exe, err := sealedSelf()
-	if err != nil {
-		return outcome{}, err
-	}
-	m.exe = exe
-	m.undo(func() { _ = exe.Close() })
+	m.exe = inBackground(sealedSelf)
+	m.undo(m.closeExe)
 	if err := m.makePlan(); err != nil {
 		return outcome{}, err
 	}
@@ -158,7 +154,7 @@ func (m *machine) once(ctx context.Context) (result outcome, err error) {
 	if m.plan.Console.PTY && m.opts.Console == "interactive" {
 		m.say("Press ^] three times within 1s to kill container.")
 	}
-	stageIO := stage.IO{Stdin: m.io.Stdin, Stdout: m.io.Stdout, Stderr: m.io.Stderr, Inherit: m.io.Inherit, Exe: exe}
+	stageIO := stage.IO{Stdin: m.io.Stdin, Stdout: m.io.Stdout, Stderr: m.io.Stderr, Inherit: m.io.Inherit, Exe: m.exe}
 	if m.opts.NetnsPath != "" {
 		f, err := netnsFile(m.opts.NetnsPath)
 		if err != nil {
@@ -304,7 +300,7 @@ func (m *machine) setUp(ctx context.Context) error {
 	if err := m.c.Chan.Wait(""); !errors.Is(err, stage.ErrExecuted) {
 		return stageError(err)
 	}
-	_ = m.exe.Close() // a copy in memory, which only the stages needed
+	m.closeExe() // a copy in memory, which only the stages needed
 	return nil
 }
 
@@ -502,6 +498,20 @@ func signalName(sig syscall.Signal) string {
 		return strings.TrimPrefix(name, "SIG")
 	}
 	return strconv.Itoa(int(sig))
+}
+
+// inBackground calls f at once on a goroutine of its own; the returned function
+// waits for what it returns.
+func inBackground[T any](f func() (T, error)) func() (T, error) {
+	result := sync.OnceValues(f)
+	go func() { _, _ = result() }()
+	return result
+}
+
+func (m *machine) closeExe() {
+	if f, err := m.exe(); err == nil {
+		_ = f.Close()
+	}
 }
 
 // sealedSelf is this program in memory, where nobody can write to it: a machine

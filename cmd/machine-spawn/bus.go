@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 
 	godbus "github.com/godbus/dbus/v5"
 
@@ -19,13 +20,22 @@ const serviceName = "systemd-nspawn"
 // bus is the way to machined and PID 1. It connects when it is first used, and
 // again when the bus was restarted.
 type bus struct {
+	mu    sync.Mutex
 	conn  *godbus.Conn
 	stops chan struct{}
 }
 
 func newBus() *bus { return &bus{stops: make(chan struct{}, 1)} }
 
+// warm connects while something else is done. What fails will fail again, and be
+// told, when the connection is needed.
+func (b *bus) warm() {
+	go func() { _, _ = b.connect(context.Background()) }()
+}
+
 func (b *bus) connect(ctx context.Context) (*godbus.Conn, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.conn != nil && b.conn.Connected() {
 		return b.conn, nil
 	}

@@ -87,7 +87,11 @@ func run(args []string) (int, error) {
 	if o.Cleanup {
 		return 0, spawn.CleanUp(o.Machine)
 	}
-	return spawn.Run(context.Background(), o, streams(), newBus())
+	bus := newBus()
+	if o.Register || !o.KeepUnit {
+		bus.warm()
+	}
+	return spawn.Run(context.Background(), o, streams(), bus)
 }
 
 func streams() spawn.Streams {

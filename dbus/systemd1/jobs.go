@@ -45,18 +45,24 @@ func (b *Backend) StartScope(ctx context.Context, s unit.Scope) (unit.Job, error
 		extra, err := variants(s.Properties)
 		return append(props, extra...), err
 	}
-	process := property{"PIDFDs", godbus.MakeVariant([]godbus.UnixFD{godbus.UnixFD(s.Leader.FD())})}
-	props, err := describe(process)
-	if err != nil {
-		return unit.Job{}, err
-	}
-	job, err := b.startJob(ctx, s.Name, "StartTransientUnit", s.Name, "fail", props, []aux{})
-	if isError(err, unknownProp, propReadOnly) {
-		// systemd before 253 takes the number only.
-		process = property{"PIDs", godbus.MakeVariant([]uint32{uint32(s.Leader.PID())})}
-		if props, err = describe(process); err == nil {
-			job, err = b.startJob(ctx, s.Name, "StartTransientUnit", s.Name, "fail", props, []aux{})
+	start := func(process property) (unit.Job, error) {
+		props, err := describe(process)
+		if err != nil {
+			return unit.Job{}, err
 		}
+		return b.startJob(ctx, s.Name, "StartTransientUnit", s.Name, "fail", props, []aux{})
+	}
+	if !b.numbersOnly.Load() {
+		job, err := start(property{"PIDFDs", godbus.MakeVariant([]godbus.UnixFD{godbus.UnixFD(s.Leader.FD())})})
+		if !isError(err, unknownProp, propReadOnly) {
+			return job, err
+		}
+	}
+	// systemd before 253 takes the number only. That it was this property that was
+	// refused, and none of the caller's, shows when it goes without.
+	job, err := start(property{"PIDs", godbus.MakeVariant([]uint32{uint32(s.Leader.PID())})})
+	if err == nil {
+		b.numbersOnly.Store(true)
 	}
 	return job, err
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	godbus "github.com/godbus/dbus/v5"
@@ -57,6 +58,8 @@ type Backend struct {
 	cfg    Config
 	prefix string
 	slots  chan struct{} // one for each call that waits for its reply
+	// numbersOnly is set when PID 1 has been found to know no pidfds.
+	numbersOnly atomic.Bool
 
 	mu   sync.Mutex
 	conn *godbus.Conn

@@ -30,6 +30,7 @@ type fakePID1 struct {
 	mu    sync.Mutex
 	props []string
 	stops []string
+	calls int // of StartTransientUnit
 }
 
 func (f *fakePID1) iface() *dbus.Interface {
@@ -42,6 +43,9 @@ func (f *fakePID1) iface() *dbus.Interface {
 }
 
 func (f *fakePID1) startTransientUnit(_ context.Context, c *dbus.Call, _ any) ([]any, error) {
+	f.mu.Lock()
+	f.calls++
+	f.mu.Unlock()
 	var names []string
 	props, _ := c.Args[2].([][]any)
 	for _, p := range props {
@@ -118,6 +122,39 @@ func scope(t *testing.T) unit.Scope {
 	}
 	t.Cleanup(p.Close)
 	return unit.Scope{Name: "machine-x.scope", Description: "Container x", Slice: unit.Slice, Leader: p}
+}
+
+// TestPIDFDsAreTriedOnce has a PID 1 without them asked for them once only, but
+// not given up for a property of the caller's that is refused.
+func TestPIDFDsAreTriedOnce(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		noFDs bool
+		calls []int // after a refused property, and after each of two scopes
+	}{
+		{"before 253", true, []int{2, 4, 5}},
+		{"newer", false, []int{2, 3, 4}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f := &fakePID1{noFDs: tc.noFDs, result: "done"}
+			b := start(t, f)
+			for i, want := range tc.calls {
+				s := scope(t)
+				if i == 0 {
+					s.Properties = []unit.Property{{Name: "Bogus", Value: "x"}}
+				}
+				_, err := b.StartScope(t.Context(), s)
+				if refused := err != nil; refused != (i == 0) {
+					t.Fatalf("scope %d: %v", i, err)
+				}
+				f.mu.Lock()
+				if f.calls != want {
+					t.Errorf("after scope %d: got %d calls, want %d", i, f.calls, want)
+				}
+				f.mu.Unlock()
+			}
+		})
+	}
 }
 
 func TestStartScope(t *testing.T) {

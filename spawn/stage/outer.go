@@ -28,8 +28,9 @@ type IO struct {
 	Stdin, Stdout, Stderr *os.File
 	// Inherit are passed on as descriptors 3, 4, ... of the payload.
 	Inherit []*os.File
-	// Exe is the program that the inner stage executes: this one, sealed.
-	Exe *os.File
+	// Exe is the program that the inner stage executes: this one, sealed. It may
+	// still be in the making.
+	Exe func() (*os.File, error)
 	// NetNS is joined by the machine when it is set.
 	NetNS *os.File
 }
@@ -355,7 +356,11 @@ func (o *outer) clone() error {
 		files = append(files, f.Fd())
 	}
 	exeNumber := len(files) + 1
-	files = append(files, theirs.Fd(), o.io.Exe.Fd())
+	exe, err := o.io.Exe()
+	if err != nil {
+		return err
+	}
+	files = append(files, theirs.Fd(), exe.Fd())
 	argv := []string{StageName, strconv.Itoa(len(files) - 2)}
 	if p.PID2 && !p.SharePID {
 		argv = append(argv, stageAgain)
