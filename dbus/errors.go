@@ -53,18 +53,19 @@ func Errorf(name, format string, args ...any) *Error {
 // others are System.Error.<NAME>.
 var errnoNames = map[syscall.Errno]string{
 	unix.EPERM: ErrorAccessDenied, unix.EACCES: ErrorAccessDenied,
-	unix.EINVAL:     ErrorInvalidArgs,
-	unix.ENOENT:     ErrorFileNotFound,
-	unix.EEXIST:     errorPrefix + "FileExists",
-	unix.ESRCH:      errorPrefix + "UnixProcessIdUnknown",
-	unix.EOPNOTSUPP: ErrorNotSupported,
-	unix.ENOBUFS:    ErrorLimitsExceeded,
-	unix.ETIMEDOUT:  ErrorTimeout,
-	unix.EIO:        errorPrefix + "IOError",
-	unix.ENOMEM:     errorPrefix + "NoMemory",
-	unix.EADDRINUSE: errorPrefix + "AddressInUse",
-	unix.EBADMSG:    errorPrefix + "InconsistentMessage",
-	unix.ECONNRESET: errorPrefix + "Disconnected",
+	unix.EINVAL:        ErrorInvalidArgs,
+	unix.ENOENT:        ErrorFileNotFound,
+	unix.EEXIST:        errorPrefix + "FileExists",
+	unix.ESRCH:         errorPrefix + "UnixProcessIdUnknown",
+	unix.EOPNOTSUPP:    ErrorNotSupported,
+	unix.ENOBUFS:       ErrorLimitsExceeded,
+	unix.ETIMEDOUT:     ErrorTimeout,
+	unix.EIO:           errorPrefix + "IOError",
+	unix.ENOMEM:        errorPrefix + "NoMemory",
+	unix.EADDRINUSE:    errorPrefix + "AddressInUse",
+	unix.EADDRNOTAVAIL: errorPrefix + "BadAddress",
+	unix.EBADMSG:       errorPrefix + "InconsistentMessage",
+	unix.ECONNRESET:    errorPrefix + "Disconnected",
 }
 
 // ErrnoName is the name that an errno has on the bus.

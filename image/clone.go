@@ -27,6 +27,9 @@ func (s *Store) Clone(ctx context.Context, name, newName string, readOnly bool) 
 		return err
 	}
 	fail := func(err error) error { return fmt.Errorf("clone image %q to %q: %w", name, newName, err) }
+	if img.IsHost() {
+		return fail(ErrHostTree)
+	}
 	if img.Type == TypeBlock || img.Type == TypeMStack {
 		return fail(ErrNotSupported)
 	}
@@ -82,6 +85,9 @@ func (s *Store) cloneRaw(ctx context.Context, img Image, newName string, readOnl
 	}
 	if err := dst.Chmod(mode); err != nil {
 		return err
+	}
+	if !img.Created.IsZero() {
+		_ = keepCreated(dst, img.Created) // what it cannot keep is not missed
 	}
 	if err := os.Chtimes(temp, st.ModTime(), st.ModTime()); err != nil {
 		return err

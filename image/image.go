@@ -51,6 +51,8 @@ var (
 	ErrReadOnly     = errors.New("image is part of the host or read-only")
 	ErrNotSupported = errors.New("operation not supported on this kind of image")
 	ErrInvalid      = errors.New("invalid argument")
+	ErrHostTree     = errors.New("the host's own tree is no image to copy")
+	ErrNoSystem     = errors.New("no system is in the image")
 	ErrNoMetadata   = errors.New("image has no such information")
 )
 

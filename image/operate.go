@@ -308,7 +308,8 @@ func (s *Store) SetLimit(ctx context.Context, name string, limit uint64) error {
 		return fail(err)
 	}
 	defer func() { _ = dir.Close() }()
-	if err := btrfs.AccountSubtree(dir); err != nil {
+	// Where the limit has been reached already no group can be made; there is one then.
+	if err := btrfs.AccountSubtree(dir); err != nil && !errors.Is(err, unix.EDQUOT) {
 		return fail(quotaError(err))
 	}
 	if err := btrfs.SetLimit(dir, limit); err != nil {

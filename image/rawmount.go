@@ -66,11 +66,11 @@ func rawMetadata(path string) (Metadata, error) {
 	}
 	table, err := gpt.Read(disk, size)
 	if err != nil {
-		return Metadata{}, fmt.Errorf("%w: %w", ErrNotSupported, err)
+		return Metadata{}, fmt.Errorf("%w: %w", ErrNoSystem, err)
 	}
 	plan, err := table.Plan()
 	if err != nil {
-		return Metadata{}, fmt.Errorf("%w: %w", ErrNotSupported, err)
+		return Metadata{}, fmt.Errorf("%w: %w", ErrNoSystem, err)
 	}
 	var m Metadata
 	for _, mount := range plan {

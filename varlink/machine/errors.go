@@ -58,6 +58,8 @@ var errorNames = []struct {
 	{image.ErrNoSuchImage, errNoSuchImage},
 	{image.ErrNotSupported, errImageNotSupported},
 	{image.ErrReadOnly, ""}, // EROFS
+	{image.ErrHostTree, ""}, // EADDRNOTAVAIL
+	{image.ErrNoSystem, ""}, // ENOPKG
 	{image.ErrBusy, ""},     // EBUSY
 	{image.ErrExists, ""},   // EEXIST
 }
@@ -68,6 +70,8 @@ var errnos = []struct {
 	errno unix.Errno
 }{
 	{image.ErrReadOnly, unix.EROFS},
+	{image.ErrHostTree, unix.EADDRNOTAVAIL},
+	{image.ErrNoSystem, unix.ENOPKG},
 	{image.ErrBusy, unix.EBUSY},
 	{image.ErrExists, unix.EEXIST},
 	{registry.ErrInvalid, unix.EINVAL},

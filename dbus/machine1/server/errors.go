@@ -45,8 +45,8 @@ func named(err error) error {
 			return dbus.Errorf(row.name, "%w", err)
 		}
 	}
-	if name := imageErrorName(err); name != "" {
-		return dbus.Errorf(name, "%w", err)
+	if own := imageError(err); own != nil {
+		return own
 	}
 	var job *registry.JobError
 	if errors.As(err, &job) {

@@ -30,27 +30,36 @@ type ImageStore interface {
 	Clean(ctx context.Context, mode image.CleanMode) ([]image.Removed, error)
 }
 
+// imageErrors are the names of the store's errors, and what stock's clients are
+// used to read: errno's text, which ends the message.
 var imageErrors = []struct {
-	is   error
-	name string
+	is         error
+	name, text string
 }{
-	{image.ErrNoSuchImage, machine1.ErrorNoSuchImage},
-	{image.ErrInvalidName, dbus.ErrorInvalidArgs},
-	{image.ErrInvalid, dbus.ErrorInvalidArgs},
-	{image.ErrBusy, "System.Error.EBUSY"},
-	{image.ErrExists, "org.freedesktop.DBus.Error.FileExists"},
-	{image.ErrReadOnly, "System.Error.EROFS"},
-	{image.ErrNotSupported, dbus.ErrorNotSupported},
-	{image.ErrNoMetadata, dbus.ErrorFileNotFound},
+	{image.ErrNoSuchImage, machine1.ErrorNoSuchImage, ""},
+	{image.ErrInvalidName, dbus.ErrorInvalidArgs, ""},
+	{image.ErrInvalid, dbus.ErrorInvalidArgs, ""},
+	{image.ErrBusy, "System.Error.EBUSY", "Device or resource busy"},
+	{image.ErrExists, "org.freedesktop.DBus.Error.FileExists", "File exists"},
+	{image.ErrReadOnly, "System.Error.EROFS", "Read-only file system"},
+	{image.ErrHostTree, "org.freedesktop.DBus.Error.BadAddress", "Cannot assign requested address"},
+	{image.ErrNoSystem, "System.Error.ENOPKG", "Package not installed"},
+	{image.ErrNotSupported, dbus.ErrorNotSupported, "Operation not supported"},
+	{image.ErrNoMetadata, dbus.ErrorFileNotFound, ""},
 }
 
-func imageErrorName(err error) string {
+// imageError gives an error of the store its name on the bus; nil for another.
+func imageError(err error) error {
 	for _, row := range imageErrors {
-		if errors.Is(err, row.is) {
-			return row.name
+		switch {
+		case !errors.Is(err, row.is):
+		case row.text == "":
+			return dbus.Errorf(row.name, "%w", err)
+		default:
+			return dbus.Errorf(row.name, "%w: %s", err, row.text)
 		}
 	}
-	return ""
+	return nil
 }
 
 // lookupImage finds an image; its errors have stock's names and texts.
