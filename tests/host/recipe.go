@@ -36,6 +36,7 @@ var hostPackages = []string{
 	"util-linux", "less", "sudo", "btrfs-progs", "squashfs-tools", "strace", "curl", "jq", "expect",
 	"python3", "python3-dbus", "xz-utils", "zstd", "bzip2", "busybox-static", "ca-certificates",
 	"socat", "udev", "gpg", "gdisk", "dosfstools", "rsync", "openssh-client",
+	"bubblewrap", "crun", "runc", // to compare with
 }
 
 // osPackages are what a container tree has installed.
