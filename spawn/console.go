@@ -34,7 +34,7 @@ func (m *machine) planConsole() {
 	}
 	if o.Console == "pipe" {
 		p.Term = []string{"TERM=dumb"}
-		if t := os.Getenv("TERM"); t != "" && isTerminal(m.io.Stdout) {
+		if t := os.Getenv("TERM"); t != "" {
 			p.Term = []string{"TERM=" + t}
 		}
 		return

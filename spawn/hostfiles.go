@@ -178,8 +178,10 @@ func timezone(mode string, readOnly bool) stage.FileAction {
 // directory for it visible in the machine.
 func (m *machine) linkJournal() error {
 	o := m.opts
-	if o.Ephemeral || o.LinkJournal == "no" || m.plan.Root.Path == "" || m.plan.Root.ReadOnly || m.plan.Root.Volatile != "no" {
-		return nil
+	r := &m.plan.Root
+	kept := r.Path != "" && !r.ReadOnly && r.Volatile == "no"
+	if o.Ephemeral || o.LinkJournal == "no" || o.LinkJournal == "guest" && !kept {
+		return nil // nothing that lasts would be linked
 	}
 	err := m.tryLinkJournal()
 	if err != nil && (o.JournalTry || o.LinkJournal == "auto") {

@@ -61,7 +61,7 @@ func (m *machine) mainLink(host *netlink.Handle) error {
 		}
 		inside = mac
 	}
-	link := &netlink.Veth{LinkAttrs: attrs, PeerName: netname.ContainerVeth, PeerHardwareAddr: inside, PeerNamespace: netlink.NsPid(m.c.PID)}
+	link := &netlink.Veth{LinkAttrs: attrs, PeerName: netname.ContainerVeth, PeerTxQLen: -1, PeerHardwareAddr: inside, PeerNamespace: netlink.NsPid(m.c.PID)}
 	index, err := m.addVeth(host, link, alt)
 	if err != nil {
 		return err
@@ -170,7 +170,7 @@ func (m *machine) extraLinks(host *netlink.Handle) error {
 		idx := uint64(i)
 		attrs.HardwareAddr = netname.MAC(hostID(), m.opts.Machine, netname.KeyExtraHost, idx)
 		link := &netlink.Veth{
-			LinkAttrs: attrs, PeerName: l.Container, PeerNamespace: netlink.NsPid(m.c.PID),
+			LinkAttrs: attrs, PeerName: l.Container, PeerTxQLen: -1, PeerNamespace: netlink.NsPid(m.c.PID),
 			PeerHardwareAddr: netname.MAC(hostID(), m.opts.Machine, netname.KeyExtraContainer, idx),
 		}
 		if _, err := m.addVeth(host, link, ""); err != nil {

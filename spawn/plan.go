@@ -128,6 +128,7 @@ func (m *machine) planLimits() error {
 	for name, l := range m.opts.Limits {
 		limits[name] = l
 	}
+	m.plan.EarlyLimits = len(m.opts.SyscallDeny) > 0
 	names := make([]string, 0, len(limits))
 	for name := range limits {
 		names = append(names, name)
@@ -138,7 +139,7 @@ func (m *machine) planLimits() error {
 		if !ok {
 			return fmt.Errorf("resource limit %q is unknown", name)
 		}
-		m.plan.Rlimits = append(m.plan.Rlimits, stage.Rlimit{Resource: n, Soft: limits[name].Soft, Hard: limits[name].Hard, Closest: true})
+		m.plan.Rlimits = append(m.plan.Rlimits, stage.Rlimit{Resource: n, Soft: limits[name].Soft, Hard: limits[name].Hard})
 	}
 	return nil
 }

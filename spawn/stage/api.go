@@ -1,7 +1,6 @@
 package stage
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -30,9 +29,9 @@ func (o *outer) apiMounts() error {
 		on                        bool
 	}
 	for _, e := range []entry{
-		{"/tmp", "1777", "10%", "1m", nosuid | nodev | strict, o.plan.TmpfsTmp},
+		{"/tmp", "1777", "10%", "400k", nosuid | nodev | strict, o.plan.TmpfsTmp},
 		{"/dev", "0755", "4m", "65536", nosuid | strict, true},
-		{"/dev/shm", "1777", "10%", "1m", nosuid | nodev | strict, true},
+		{"/dev/shm", "1777", "10%", "400k", nosuid | nodev | strict, true},
 		{"/run", "0755", "20%", "800k", nosuid | nodev | strict, true},
 	} {
 		if !e.on || (!within(e.where, "/dev") && t.isMountPoint(e.where)) {
@@ -49,7 +48,7 @@ func (o *outer) apiMounts() error {
 		}
 	}
 	if o.plan.PrivateNet {
-		err := t.mountFS("/sys", "tmpfs", nosuid|nodev|noexec|strict, tmpfsOptions("0555", "4m", "1024", o.base, o.shifted)...)
+		err := t.mountFS("/sys", "tmpfs", nosuid|nodev|noexec, tmpfsOptions("0555", "4m", "1024", o.base, o.shifted)...)
 		if err != nil {
 			return err
 		}
@@ -130,15 +129,17 @@ func (o *outer) devices() error {
 	}
 	o.asHost()
 	if err := in.mountFS("pts", "devpts", nosuid|noexec,
-		option{"newinstance", ""}, option{"ptmxmode", "0666"}, option{"mode", "0620"},
+		option{"newinstance", ""}, option{"ptmxmode", "0666"}, option{"mode", "0600"},
 		option{"gid", strconv.FormatUint(uint64(gid), 10)}); err != nil {
 		return err
 	}
 	if o.shifted {
-		// devpts gives its own ptmx to the root of the mounting namespace.
-		if fd, err := in.open("pts/ptmx", unix.O_PATH, 0); err == nil {
-			_ = unix.Fchownat(fd, "", int(o.base), int(o.base), unix.AT_EMPTY_PATH)
-			_ = unix.Close(fd)
+		// devpts gives itself and its ptmx to the root of the mounting namespace.
+		for _, name := range []string{"pts", "pts/ptmx"} {
+			if fd, err := in.open(name, unix.O_PATH, 0); err == nil {
+				_ = unix.Fchownat(fd, "", int(o.base), int(o.base), unix.AT_EMPTY_PATH)
+				_ = unix.Close(fd)
+			}
 		}
 	}
 	return nil
@@ -173,9 +174,10 @@ func (o *outer) deviceNode(in tree, n node) error {
 		dir = tree{fd}
 	}
 	name := path.Base(n.name)
-	if err := unix.Mknodat(dir.fd, name, unix.S_IFCHR|0o666, int(number)); err == nil {
+	if err := unix.Mknodat(dir.fd, name, st.Mode, int(number)); err == nil {
+		// The host's mode, whatever the umask.
 		if fd, err := dir.open(name, unix.O_PATH, 0); err == nil {
-			_ = unix.Chmod(procFD(fd), 0o666)
+			_ = unix.Chmod(procFD(fd), st.Mode&0o7777)
 			_ = unix.Close(fd)
 		}
 	} else if !errors.Is(err, unix.EEXIST) {
@@ -243,20 +245,7 @@ func (o *outer) terminal() error {
 	if o.console, err = o.root.open(name, unix.O_RDWR|unix.O_NOCTTY, 0); err != nil {
 		return fmt.Errorf("open console: %w", err)
 	}
-	target, err := o.root.node("/dev/console")
-	if err != nil {
-		return err
-	}
-	defer unix.Close(target)
-	m, err := cloneTree(slave, false)
-	if err != nil {
-		return fmt.Errorf("bind console: %w", err)
-	}
-	defer unix.Close(m)
-	if err := attach(m, target); err != nil {
-		return fmt.Errorf("bind console: %w", err)
-	}
-	return nil
+	return o.root.symlink("pts/"+strconv.Itoa(number), "/dev/console")
 }
 
 // hostDir fills /run/host, which is a mount of its own from the start.
@@ -268,6 +257,10 @@ func (o *outer) hostDir() error {
 	if err != nil {
 		return err
 	}
+	// Reached through /run, which stays writable, so that the pins' mount points can go.
+	if o.c.hostDir, err = t.open("/run/host", unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
+		return err
+	}
 	if err := t.bindSelf("/run/host", false, 0); err != nil {
 		return err
 	}
@@ -276,9 +269,8 @@ func (o *outer) hostDir() error {
 	}
 	o.asMachineRoot()
 	err = errors.Join(
-		t.write("/run/host/container-manager", []byte(o.plan.Manager), 0o444),
-		t.write("/run/host/container-uuid", []byte(o.plan.UUID), 0o444),
-		t.write("/run/host/.boot-id", []byte(newBootID()+"\n"), 0o444),
+		t.write("/run/host/container-manager", []byte(o.plan.Manager+"\n"), 0o444),
+		t.write("/run/host/container-uuid", []byte(o.plan.UUID+"\n"), 0o444),
 		t.mkdir("/run/host/proc", 0o555),
 		t.mkdir("/run/host/sys", 0o555),
 	)
@@ -296,7 +288,10 @@ func (o *outer) hostDir() error {
 		if err := bindHostFile(t, o.plan.OSRelease, "/run/host/os-release"); err != nil {
 			return fmt.Errorf("bind os-release: %w", err)
 		}
-		if err := o.attrs("/run/host/os-release", readonly|nosuid|nodev|noexec); err != nil {
+		err := o.attrs("/run/host/os-release", unix.MountAttr{
+			Attr_set: readonly | nosuid | nodev | noexec, Propagation: unix.MS_PRIVATE,
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -306,13 +301,13 @@ func (o *outer) hostDir() error {
 	return o.notifySocket()
 }
 
-func (o *outer) attrs(p string, attrs uint64) error {
+func (o *outer) attrs(p string, attr unix.MountAttr) error {
 	fd, err := o.root.open(p, unix.O_PATH, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := setAttr(fd, false, unix.MountAttr{Attr_set: attrs}); err != nil {
+	if err := setAttr(fd, false, attr); err != nil {
 		return fmt.Errorf("set mount attributes of %s: %w", p, err)
 	}
 	return nil
@@ -328,13 +323,13 @@ func (o *outer) tunnel() error {
 	if o.plan.Propagate == "" {
 		return nil
 	}
-	if err := o.root.mkdir("/run/host/incoming", 0o600); err != nil {
+	if err := o.root.mkdir(incomingDir, 0o600); err != nil {
 		return err
 	}
-	if err := bindHostFile(o.root, o.plan.Propagate, "/run/host/incoming"); err != nil {
+	if err := bindHostFile(o.root, o.plan.Propagate, incomingDir); err != nil {
 		return fmt.Errorf("bind %s: %w", o.plan.Propagate, err)
 	}
-	return o.attrs("/run/host/incoming", readonly)
+	return o.attrs(incomingDir, unix.MountAttr{Attr_set: readonly})
 }
 
 // unixExport shows the mount at UnixExport of the host, a small tmpfs that the
@@ -346,7 +341,7 @@ func (o *outer) unixExport() error {
 	if err != nil {
 		return err
 	}
-	return o.root.mountFS("/run/host/unix-export", "tmpfs", nosuid|nodev|noexec,
+	return o.root.mountFS("/run/host/unix-export", "tmpfs", nosuid|nodev|noexec|unix.MOUNT_ATTR_NOSYMFOLLOW,
 		tmpfsOptions("0755", "4m", "64", o.base, o.shifted)...)
 }
 
@@ -367,7 +362,8 @@ func (o *outer) notifySocket() error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
 		return fmt.Errorf("set up notification socket: %w", err)
 	}
-	_ = unix.Fchmodat(dir, "notify", 0o755, 0)
+	// Writing is all that a sender needs.
+	_ = unix.Fchmodat(dir, "notify", 0o200, 0)
 	if o.shifted {
 		_ = unix.Fchownat(dir, "notify", int(o.base), int(o.base), unix.AT_SYMLINK_NOFOLLOW)
 	}
@@ -397,12 +393,12 @@ func (o *outer) inaccessibleNodes() error {
 	if err := unix.Mkdirat(fd, "dir", 0); err != nil {
 		return fmt.Errorf("make inaccessible dir: %w", err)
 	}
-	return nil
+	return os.NewSyscallError("fchmod", unix.Chmod(procFD(fd), 0o555))
 }
 
 // sealHostDir makes /run/host read-only.
 func (o *outer) sealHostDir() error {
-	return o.attrs("/run/host", readonly|nosuid|nodev|noexec)
+	return o.attrs("/run/host", unix.MountAttr{Attr_set: readonly | nosuid | nodev | noexec})
 }
 
 // credentials writes them to a read-only file system that never swaps.
@@ -448,7 +444,7 @@ func (o *outer) credentials() error {
 	if err := unix.Fchmod(fd, dirMode); err != nil {
 		return fmt.Errorf("chmod %s: %w", where, err)
 	}
-	return o.attrs(where, readonly|nosuid|nodev|noexec)
+	return o.attrs(where, unix.MountAttr{Attr_set: readonly | nosuid | nodev | noexec})
 }
 
 func (o *outer) chown(p string) error {
@@ -461,13 +457,6 @@ func (o *outer) chown(p string) error {
 		return fmt.Errorf("chown %s: %w", p, err)
 	}
 	return nil
-}
-
-func newBootID() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:])
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 // lastCap is the highest capability that the kernel knows.

@@ -42,6 +42,9 @@ func (o *outer) follow(p string, a FileAction) error {
 	case "delete":
 		return o.remove(p)
 	case "symlink":
+		if o.hasZone(p, a.Zone) {
+			return nil
+		}
 		if o.root.exists("/usr/share/zoneinfo/" + a.Zone) {
 			if err := o.remove(p); err != nil {
 				return err
@@ -71,6 +74,22 @@ func (o *outer) follow(p string, a FileAction) error {
 		return o.bindFollow(p, a.Source)
 	}
 	return fmt.Errorf("mode %q is unknown", a.Mode)
+}
+
+// hasZone tells whether link p names the zone already, in whatever way.
+func (o *outer) hasZone(p, zone string) bool {
+	fd, err := o.root.open(p, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(fd, "", buf)
+	if err != nil {
+		return false
+	}
+	target := string(buf[:n])
+	return target == "/usr/share/zoneinfo/"+zone || target == "../usr/share/zoneinfo/"+zone
 }
 
 func (o *outer) copyHost(p, source string) error {
@@ -113,7 +132,7 @@ func (o *outer) bindFollow(p, source string) error {
 		return err
 	}
 	defer unix.Close(m)
-	if err := setAttr(m, false, unix.MountAttr{Attr_set: readonly | nosuid | nodev | noexec}); err != nil {
+	if err := setAttr(m, false, unix.MountAttr{Attr_set: readonly | nosuid | nodev}); err != nil {
 		return err
 	}
 	return attach(m, target)
@@ -147,7 +166,7 @@ func (o *outer) journal() error {
 			return err
 		}
 		defer unix.Close(target)
-		src, err := unix.Open(j.Host, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		src, err := unix.Open(j.Host, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
@@ -163,7 +182,13 @@ func (o *outer) journal() error {
 				return err
 			}
 			defer unix.Close(fd)
-			if err := o.setMap(m, fd, false); err != nil {
+			err = o.setMap(m, fd, false)
+			if errors.Is(err, unix.EINVAL) {
+				// A file system that can't be mapped. The directory has nothing but
+				// this machine's journal, so that it may change hands.
+				err = o.shiftDir(src, o.base)
+			}
+			if err != nil {
 				return err
 			}
 		}

@@ -62,9 +62,6 @@ func (in *inner) lookupUser() error {
 			}
 		}
 	}
-	if len(u.groups) == 0 {
-		u.groups = []uint32{u.gid}
-	}
 	in.user = u
 	if u.home != "/" && !strings.HasPrefix(path.Clean(u.home)+"/", "/proc/") {
 		// As stock does: a user without a home gets one.
@@ -223,6 +220,9 @@ func (in *inner) execute() error {
 	if err := in.ch.Wait(StepExecute); err != nil {
 		return err
 	}
+	if err := setLimits(in.plan.Rlimits); err != nil {
+		return err
+	}
 	// The supervisor sees the end of the channel when the execution works.
 	return tryExec(programs, in.argv0, args, env, in.name())
 }
@@ -265,7 +265,7 @@ func tryExec(programs []string, argv0 func(string) string, args, env []string, n
 // program by itself as the machine's init, so that no thread of it keeps more
 // rights than the payload has when that begins.
 func (in *inner) executeStub(programs, args, env []string) error {
-	spec := launchSpec{Programs: programs, Args: args, Env: env, Name: in.name()}
+	spec := launchSpec{Programs: programs, Args: args, Env: env, Name: in.name(), Limits: in.plan.Rlimits}
 	for _, p := range programs {
 		spec.Argv0 = append(spec.Argv0, in.argv0(p))
 	}
@@ -280,7 +280,10 @@ func (in *inner) executeStub(programs, args, env []string) error {
 		return fmt.Errorf("start process 2: %w", err)
 	}
 	stubEnv := []string{"container=" + in.plan.Manager, "container_uuid=" + in.plan.UUID}
-	return fmt.Errorf("execute stub init: %w", execFD(in.exe, []string{StubName, strconv.Itoa(pid), strconv.Itoa(release)}, stubEnv))
+	if err := in.handOver(pid, release); err != nil {
+		return fmt.Errorf("execute stub init: %w", err)
+	}
+	return fmt.Errorf("execute stub init: %w", execFD(in.exe, []string{StubName}, stubEnv))
 }
 
 // execFD executes the open file fd (execveat(2), AT_EMPTY_PATH).

@@ -1,6 +1,7 @@
 package stage
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -35,17 +36,17 @@ func IsStage() bool {
 // Main runs the stage and does not return. The main thread must be locked.
 func Main() {
 	runtime.LockOSThread()
-	if os.Args[0] == GetentName {
+	switch os.Args[0] {
+	case GetentName:
 		_ = getentMain()
 		os.Exit(1)
+	case StubName:
+		os.Exit(stubMain())
 	}
 	if len(os.Args) < 2 {
 		os.Exit(1)
 	}
-	switch os.Args[0] {
-	case StubName:
-		os.Exit(stubMain())
-	case LaunchName:
+	if os.Args[0] == LaunchName {
 		os.Exit(launchMain())
 	}
 	first, err := strconv.Atoi(os.Args[1])
@@ -103,7 +104,7 @@ func (in *inner) run() error {
 		return err
 	}
 	for _, step := range []func() error{
-		in.cgroup, in.procFiles, in.lateMounts, in.session, in.loopback, in.keyring, in.settings, in.lookupUser, in.limits,
+		in.cgroup, in.procFiles, in.lateMounts, in.session, in.loopback, in.keyring, in.settings, in.lookupUser, in.raiseLimits,
 	} {
 		if err := step(); err != nil {
 			return err
@@ -150,9 +151,23 @@ func (in *inner) propagation() error {
 		return fmt.Errorf("make mounts shared: %w", err)
 	}
 	var err error
-	in.root, err = openTree("/")
-	return err
+	if in.root, err = openTree("/"); err != nil {
+		return err
+	}
+	// What the host hands in goes no further.
+	fd, err := in.root.open(incomingDir, unix.O_PATH, 0)
+	if err != nil {
+		return nil // without registration there is none
+	}
+	defer unix.Close(fd)
+	if err := setAttr(fd, false, unix.MountAttr{Propagation: unix.MS_SLAVE}); err != nil {
+		return fmt.Errorf("make incoming mounts slaves: %w", err)
+	}
+	return nil
 }
+
+// incomingDir is where mounts of the host arrive (machinectl(1), bind).
+const incomingDir = "/run/host/incoming"
 
 func (in *inner) proc() error {
 	t := in.root
@@ -361,19 +376,32 @@ func (in *inner) procFiles() error {
 		}
 		return attach(m, target)
 	}
-	if err := bind("/run/host/.boot-id", "/proc/sys/kernel/random/boot_id", readonly|nosuid|nodev|noexec); err != nil {
+	const bootID = "/run/.#proc-sys-kernel-random-boot-id"
+	if err := t.write(bootID, []byte(newBootID()+"\n"), 0o444); err != nil {
+		return fmt.Errorf("make boot id: %w", err)
+	}
+	err := bind(bootID, "/proc/sys/kernel/random/boot_id", readonly|nosuid|nodev|noexec)
+	_ = unix.Unlink(bootID)
+	if err != nil {
 		return fmt.Errorf("bind boot id: %w", err)
 	}
 	fifo := "/run/.#proc-kmsg"
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		return fmt.Errorf("make kmsg fifo: %w", err)
 	}
-	err := bind(fifo, "/proc/kmsg", 0)
+	err = bind(fifo, "/proc/kmsg", 0)
 	_ = unix.Unlink(fifo)
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("bind kmsg fifo: %w", err)
 	}
 	return nil
+}
+
+func newBootID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 // lateMounts are those that had to wait for our own /proc, and OCI's masks.
@@ -414,6 +442,19 @@ func (in *inner) session() error {
 	_, err := unix.Setsid()
 	if err != nil && !errors.Is(err, unix.EPERM) {
 		return os.NewSyscallError("setsid", err)
+	}
+	if in.plan.Console.PTY && in.plan.Console.Attach {
+		// By its name in our own mounts, so that ttyname(3) finds it.
+		fd, err := in.root.open("/dev/console", unix.O_RDWR|unix.O_NOCTTY, 0)
+		if err != nil {
+			return fmt.Errorf("open console: %w", err)
+		}
+		for n := range 3 {
+			if err := unix.Dup3(fd, n, 0); err != nil {
+				return os.NewSyscallError("dup3", err)
+			}
+		}
+		_ = unix.Close(fd)
 	}
 	if !in.plan.PID2 {
 		takeTerminal()
@@ -495,26 +536,6 @@ func (in *inner) settings() error {
 	return nil
 }
 
-func (in *inner) limits() error {
-	for _, l := range in.plan.Rlimits {
-		want := unix.Rlimit{Cur: l.Soft, Max: l.Hard}
-		err := unix.Prlimit(0, l.Resource, &want, nil)
-		if errors.Is(err, unix.EPERM) {
-			var now unix.Rlimit
-			if err := unix.Prlimit(0, l.Resource, nil, &now); err != nil {
-				return os.NewSyscallError("prlimit", err)
-			}
-			want.Max = min(want.Max, now.Max)
-			want.Cur = min(want.Cur, want.Max)
-			err = unix.Prlimit(0, l.Resource, &want, nil)
-		}
-		if err != nil {
-			return fmt.Errorf("set resource limit %d: %w", l.Resource, err)
-		}
-	}
-	return nil
-}
-
 // restrict gives up what the payload may not have. Nothing of Go's runtime may
 // start a thread afterwards that should keep more.
 func (in *inner) restrict() error {
@@ -583,7 +604,7 @@ func setIDs(u passwd) error {
 		// What a console of ours is must be the user's; foreign streams stay.
 		if u.uid != 0 {
 			if _, err := unix.IoctlGetTermios(fd, unix.TCGETS); err == nil {
-				_ = unix.Fchown(fd, int(u.uid), -1)
+				_ = unix.Fchown(fd, int(u.uid), int(u.gid))
 			}
 		}
 	}

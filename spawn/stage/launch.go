@@ -18,6 +18,7 @@ const LaunchName = "(sd-launch)"
 type launchSpec struct {
 	Programs, Argv0, Args, Env []string
 	Name                       string
+	Limits                     []Rlimit
 }
 
 func (s launchSpec) memfd() (*os.File, error) {
@@ -98,9 +99,7 @@ func (in *inner) launch(spec launchSpec) (pid, release int, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	// For the stub init, which closes it when it is ready.
-	_, err = unix.FcntlInt(uintptr(hold[1]), unix.F_SETFD, 0)
-	return pid, hold[1], os.NewSyscallError("fcntl", err)
+	return pid, hold[1], nil
 }
 
 // launchMain becomes the payload when the stub init is in place.
@@ -135,6 +134,9 @@ func launchMain() int {
 	names := map[string]string{}
 	for i, p := range spec.Programs {
 		names[p] = spec.Argv0[i]
+	}
+	if err := setLimits(spec.Limits); err != nil {
+		return fail(err)
 	}
 	return fail(tryExec(spec.Programs, func(p string) string { return names[p] }, spec.Args, spec.Env, spec.Name))
 }

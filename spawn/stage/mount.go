@@ -230,7 +230,11 @@ func (t tree) mountFS(p, fstype string, attrs int, opts ...option) error {
 		return err
 	}
 	defer unix.Close(target)
-	m, err := newFS(fstype, fstype, attrs, opts...)
+	source := fstype
+	if fstype == "cgroup2" {
+		source = "cgroup" // as systemd calls it, which scripts look for
+	}
+	m, err := newFS(fstype, source, attrs, opts...)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", p, err)
 	}

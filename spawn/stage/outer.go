@@ -45,7 +45,8 @@ type Container struct {
 
 	exit    chan struct{} // closed: the thread that cloned may end
 	done    chan struct{}
-	mntns   int
+	hostns  int         // mount namespace that we came from
+	hostDir int         // /run/host of the machine
 	creator chan func() // work on the thread inside the machine's first mount namespace
 }
 
@@ -70,7 +71,7 @@ type outer struct {
 func Start(plan *Plan, io IO, chown func(rootfd int, base uint32) error, warn func(string, ...any)) (*Container, error) {
 	c := &Container{
 		exit: make(chan struct{}), done: make(chan struct{}), creator: make(chan func()),
-		mntns: -1, PIDFD: -1,
+		hostns: -1, hostDir: -1, PIDFD: -1,
 	}
 	result := make(chan error)
 	go func() {
@@ -110,7 +111,7 @@ func (c *Container) closeFiles() {
 	if c.Chan != nil {
 		c.Chan.Close()
 	}
-	for _, fd := range []int{c.PIDFD, c.mntns} {
+	for _, fd := range []int{c.PIDFD, c.hostns, c.hostDir} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}
@@ -136,13 +137,24 @@ func (c *Container) do(f func() error) error {
 }
 
 // Unpin removes the complete /proc and /sys from sight of the machine. Its own
-// mount namespace is a slave of ours, so that the removal reaches it.
+// mount namespace is a slave of ours, so that the removal reaches it. Then our
+// thread leaves, and the namespace ends: the machine's mounts are its own.
 func (c *Container) Unpin() error {
 	return c.do(func() error {
 		for _, name := range []string{"/proc", "/sys"} {
 			if err := unix.Unmount(pinDir+name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 				return fmt.Errorf("unmount %s: %w", pinDir+name, err)
 			}
+			if err := unix.Unlinkat(c.hostDir, name[1:], unix.AT_REMOVEDIR); err != nil {
+				return &os.PathError{Op: "remove", Path: pinDir + name, Err: err}
+			}
+		}
+		if err := unix.Setns(c.hostns, unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("leave mount namespace of the set-up: %w", err)
+		}
+		for _, fd := range []*int{&c.hostDir, &c.hostns} {
+			_ = unix.Close(*fd)
+			*fd = -1
 		}
 		return nil
 	})
@@ -160,6 +172,9 @@ func (o *outer) run() (err error) {
 			_ = unix.Close(o.idmap)
 		}
 	}()
+	if o.c.hostns, err = unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("open mount namespace: %w", err)
+	}
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("make mount namespace: %w", err)
 	}
@@ -294,7 +309,7 @@ func (o *outer) switchRoot() error {
 	incoming := -1
 	if o.plan.Propagate != "" {
 		var err error
-		if incoming, err = unix.Open("/run/host/incoming", unix.O_PATH|unix.O_CLOEXEC, 0); err != nil {
+		if incoming, err = unix.Open(incomingDir, unix.O_PATH|unix.O_CLOEXEC, 0); err != nil {
 			return err
 		}
 		defer unix.Close(incoming)

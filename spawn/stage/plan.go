@@ -56,6 +56,7 @@ type Plan struct {
 	OCICaps     *CapSets
 	Seccomp     [][]byte // raw struct sock_filter arrays, loaded in order
 	Rlimits     []Rlimit
+	EarlyLimits bool // the filters may not let them be set later
 	OOMScore    *int
 	Affinity    []int
 	Personality *uint64
@@ -179,10 +180,8 @@ type BindUser struct {
 	Groups         []string // of the machine, besides its own
 }
 
-// Rlimit is one resource limit.
+// Rlimit is one resource limit. It becomes as high as we may set it.
 type Rlimit struct {
 	Resource   int
 	Soft, Hard uint64
-	// Closest lowers the limit to what we may set instead of failing.
-	Closest bool
 }

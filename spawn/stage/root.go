@@ -84,6 +84,11 @@ func (o *outer) imageMount() (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("clone mount of %q: %w", r.Path, err)
 	}
+	// What is mounted later in the host's view of the tree stays there.
+	if err := setAttr(m, true, unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
+		_ = unix.Close(m)
+		return -1, fmt.Errorf("make mount of %q private: %w", r.Path, err)
+	}
 	return m, nil
 }
 

@@ -1,10 +1,10 @@
 package stage
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"os/signal"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -25,15 +25,23 @@ func stubMain() int {
 	signal.Ignore(syscall.SIGPIPE)
 	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 	_ = os.WriteFile("/proc/self/comm", []byte("(sd-stubinit)"), 0)
-	if len(os.Args) < 3 {
+	unix.CloseOnExec(stubRelease)
+	unix.CloseOnExec(stubStart)
+	start := os.NewFile(stubStart, "start")
+	var about stubSpec
+	err := json.NewDecoder(start).Decode(&about)
+	_ = start.Close()
+	if err != nil {
 		return 1
 	}
-	pid, err1 := strconv.Atoi(os.Args[1])
-	release, err2 := strconv.Atoi(os.Args[2])
-	if err1 != nil || err2 != nil {
-		return 1
+	for _, l := range about.Limits {
+		switch l.Resource {
+		case unix.RLIMIT_AS, unix.RLIMIT_DATA, unix.RLIMIT_STACK, unix.RLIMIT_CPU, unix.RLIMIT_RTTIME:
+			// They would be the end of an init that needs more than its payload may have.
+		default:
+			_ = setLimits([]Rlimit{l})
+		}
 	}
-	unix.CloseOnExec(release)
 	// The terminal and the sockets are the payload's.
 	if null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err == nil {
 		for fd := range 3 {
@@ -41,11 +49,11 @@ func stubMain() int {
 		}
 		_ = unix.Close(null)
 	}
-	for fd := 3; isInherited(fd); fd++ {
+	for fd := stubStart + 1; isInherited(fd); fd++ {
 		_ = unix.Close(fd)
 	}
-	_ = unix.Close(release)
-	return (&stub{pid: pid}).loop(signals)
+	_ = unix.Close(stubRelease)
+	return (&stub{pid: about.PID}).loop(signals)
 }
 
 // isInherited tells a descriptor passed to the payload from one of the runtime,
@@ -53,6 +61,49 @@ func stubMain() int {
 func isInherited(fd int) bool {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
 	return err == nil && flags&unix.FD_CLOEXEC == 0
+}
+
+// Descriptors that the stub starts with: process 2 waits for the end of the
+// first, and the second has a stubSpec. Its command line has nothing to tell.
+const (
+	stubRelease = 3
+	stubStart   = 4
+)
+
+// stubSpec is what the stub has to know.
+type stubSpec struct {
+	PID    int // the payload's
+	Limits []Rlimit
+}
+
+// handOver puts the descriptors of the stub where it looks for them. The payload
+// has its own already.
+func (in *inner) handOver(pid, release int) error {
+	data, err := json.Marshal(stubSpec{PID: pid, Limits: in.plan.Rlimits})
+	if err != nil {
+		return err
+	}
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return os.NewSyscallError("pipe2", err)
+	}
+	if _, err := unix.Write(p[1], data); err != nil { // fits any pipe
+		return os.NewSyscallError("write", err)
+	}
+	// Out of the way of each other first; the program too.
+	high := make([]int, 3)
+	for i, fd := range []int{release, p[0], in.exe} {
+		if high[i], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 64); err != nil {
+			return os.NewSyscallError("fcntl", err)
+		}
+	}
+	in.exe = high[2]
+	_ = unix.Close(release)
+	_ = unix.Close(p[1])
+	return errors.Join(
+		os.NewSyscallError("dup3", unix.Dup3(high[0], stubRelease, 0)),
+		os.NewSyscallError("dup3", unix.Dup3(high[1], stubStart, 0)),
+	)
 }
 
 type stub struct {
