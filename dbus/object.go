@@ -40,6 +40,7 @@ type Method struct {
 	Privileged bool // introspection says org.freedesktop.systemd1.Privileged
 	Deprecated bool
 	Handler    Handler
+	Quick      Quick // may be nil; only for objects of Tree.Add
 }
 
 // Emits says what a property tells about its changes, as the annotation

@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
@@ -34,14 +35,20 @@ type wire struct {
 
 	// Reader's side: used by one goroutine, godbus' reader, which also runs the
 	// incoming interceptor.
-	in   []byte
-	rest []byte
-	oob  []byte
-	fds  []int
+	in     []byte // a buffer; rest is the part of it that is still to be used
+	rest   []byte
+	oob    []byte
+	fds    []int
+	pass   int    // bytes of rest and what follows it that godbus is to get
+	out    []byte // replies that wait to be written
+	one    []byte
+	serial uint32
+	tree   *Tree
+
+	begun atomic.Bool // the authentication is over
 
 	mu     sync.Mutex
 	frames map[uint32]frame // messages encoded here, by serial
-	begun  bool             // the authentication is over
 }
 
 type frame struct {
@@ -84,6 +91,7 @@ func dialUnix(ctx context.Context, address string) (*net.UnixConn, error) {
 func FromSocket(ctx context.Context, sock *net.UnixConn) (*godbus.Conn, error) {
 	w := &wire{sock: sock, in: make([]byte, 64<<10), oob: make([]byte, unix.CmsgSpace(4*maxFDs)), frames: map[uint32]frame{}}
 	tree := newTree()
+	w.tree = tree
 	conn, err := godbus.NewConn(w,
 		godbus.WithContext(context.WithValue(context.WithoutCancel(ctx), treeKey{}, tree)),
 		godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()),
@@ -111,30 +119,6 @@ func FromSocket(ctx context.Context, sock *net.UnixConn) (*godbus.Conn, error) {
 }
 
 func (w *wire) Close() error { return w.sock.Close() }
-
-// Read hands out buffered bytes, and refills the buffer with one read that also
-// takes descriptors in.
-func (w *wire) Read(b []byte) (int, error) {
-	if len(w.rest) == 0 {
-		n, oobn, flags, _, err := w.sock.ReadMsgUnix(w.in, w.oob)
-		if oobn > 0 {
-			w.takeFDs(w.oob[:oobn])
-		}
-		if err != nil {
-			return 0, err
-		}
-		if n == 0 {
-			return 0, io.EOF
-		}
-		if flags&unix.MSG_CTRUNC != 0 {
-			return 0, errors.New("read from bus: control data truncated")
-		}
-		w.rest = w.in[:n]
-	}
-	n := copy(b, w.rest)
-	w.rest = w.rest[n:]
-	return n, nil
-}
 
 func (w *wire) takeFDs(oob []byte) {
 	messages, err := unix.ParseSocketControlMessage(oob)
@@ -261,17 +245,17 @@ var (
 
 // Write sends one frame; godbus writes each message with one call, under a lock.
 func (w *wire) Write(b []byte) (int, error) {
-	w.mu.Lock()
-	begun := w.begun
 	var f frame
 	found := false
+	begun := w.begun.Load()
 	if begun && len(b) >= 16 {
 		serial := binary.NativeEndian.Uint32(b[8:12])
+		w.mu.Lock()
 		if f, found = w.frames[serial]; found {
 			delete(w.frames, serial)
 		}
+		w.mu.Unlock()
 	}
-	w.mu.Unlock()
 	switch {
 	case found:
 		return len(b), w.writeFrame(f)
@@ -279,9 +263,7 @@ func (w *wire) Write(b []byte) (int, error) {
 		if err := w.negotiate(); err != nil {
 			return 0, err
 		}
-		w.mu.Lock()
-		w.begun = true
-		w.mu.Unlock()
+		w.begun.Store(true)
 	}
 	return w.sock.Write(b)
 }

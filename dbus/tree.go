@@ -32,6 +32,7 @@ type Tree struct {
 	mu      sync.Mutex
 	log     logrus.FieldLogger
 	nodes   map[string]*node
+	quick   map[string]quickMethod // by quickKey
 	senders map[string]*sender
 	serving bool
 	calls   sync.WaitGroup
@@ -69,6 +70,7 @@ func (t *Tree) Add(path godbus.ObjectPath, object any, interfaces ...*Interface)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.nodes[string(path)] = &node{interfaces: interfaces, object: object}
+	t.addQuick(string(path), interfaces)
 }
 
 // AddChildren puts objects that come and go below path.

@@ -214,6 +214,9 @@ func (r *Registry) index(e *entry) {
 
 // unindex needs mu.
 func (r *Registry) unindex(e *entry) {
+	if e.visible {
+		r.changes.Add(1)
+	}
 	if r.machines[e.m.Name] == e {
 		delete(r.machines, e.m.Name)
 	}
@@ -250,6 +253,7 @@ func (r *Registry) publish(e *entry) (Machine, error) {
 		return Machine{}, errors.New("machined is shutting down")
 	}
 	e.visible = true
+	r.changes.Add(1)
 	m := r.snapshot(e)
 	r.events = append(r.events, event{machine: m, added: true})
 	r.wg.Go(func() { r.watch(e) })

@@ -71,6 +71,7 @@ func (r *Registry) restore(ctx context.Context, name string) {
 	}
 	r.mu.Lock()
 	e.visible = true
+	r.changes.Add(1)
 	r.index(e)
 	r.wg.Go(func() { r.watch(e) })
 	r.mu.Unlock()

@@ -27,6 +27,15 @@ func (r *Registry) ByPID(pid int) (Machine, error) {
 	return Machine{}, &detailError{kind: ErrNoMachineForPID, text: fmt.Sprintf("PID %d does not belong to any known machine", pid)}
 }
 
+// ByMember is ByPID without the ancestors, so that its cost is bounded by
+// little. What it does not find, ByPID may.
+func (r *Registry) ByMember(pid int) (Machine, bool) {
+	if pid <= 1 {
+		return Machine{}, false
+	}
+	return r.byProcess(pid)
+}
+
 func (r *Registry) byProcess(pid int) (Machine, bool) {
 	r.mu.Lock()
 	e, ok := r.byLeader[pid]

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -75,6 +76,10 @@ type Registry struct {
 	// deliver is held while listeners run, so that they see one order. It is
 	// taken before mu and never inside it.
 	deliver sync.Mutex
+
+	// changes counts the visible machines that have come and gone. It is
+	// written with mu held.
+	changes atomic.Uint64
 
 	mu        sync.Mutex
 	machines  map[string]*entry
@@ -227,6 +232,10 @@ func (r *Registry) List() []Machine {
 	slices.SortFunc(out, func(a, b Machine) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
+
+// Changes is a number that differs whenever List could name other machines than
+// before. It costs next to nothing.
+func (r *Registry) Changes() uint64 { return r.changes.Load() }
 
 // Len is the number of machines, without .host.
 func (r *Registry) Len() int {

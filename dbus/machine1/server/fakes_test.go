@@ -40,6 +40,17 @@ func newFakeRegistry() *fakeRegistry {
 	}}
 }
 
+func (r *fakeRegistry) Changes() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return uint64(len(r.machines))
+}
+
+func (r *fakeRegistry) ByMember(pid int) (registry.Machine, bool) {
+	m, err := r.ByPID(pid)
+	return m, err == nil
+}
+
 func (r *fakeRegistry) note(format string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

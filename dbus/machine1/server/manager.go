@@ -40,10 +40,10 @@ func (s *Server) managerInterface() *dbus.Interface {
 	with := func(more ...string) []dbus.Arg { return args(append(scope[:len(scope):len(scope)], more...)...) }
 	path := args("o path")
 	i := &dbus.Interface{Name: machine1.ManagerInterface, Methods: []dbus.Method{
-		{Name: "GetMachine", In: args("s name"), Out: args("o machine"), Handler: s.byName(s.getMachine)},
+		{Name: "GetMachine", In: args("s name"), Out: args("o machine"), Handler: s.byName(s.getMachine), Quick: s.quickGetMachine},
 		{Name: "GetImage", In: args("s name"), Out: args("o image"), Handler: handler(s.getImage)},
-		{Name: "GetMachineByPID", In: args("u pid"), Out: args("o machine"), Handler: handler(s.getMachineByPID)},
-		{Name: "ListMachines", Out: args("a(ssso) machines"), Handler: handler(s.listMachines)},
+		{Name: "GetMachineByPID", In: args("u pid"), Out: args("o machine"), Handler: handler(s.getMachineByPID), Quick: s.quickByPID},
+		{Name: "ListMachines", Out: args("a(ssso) machines"), Handler: handler(s.listMachines), Quick: s.quickList},
 		{Name: "ListImages", Out: args("a(ssbttto) images"), Handler: handler(s.listImages)},
 		{Name: "CreateMachine", In: with("a(sv) scope_properties"), Out: path, Privileged: true, Handler: handler(s.createMachine)},
 		{Name: "CreateMachineWithNetwork", In: with("ai ifindices", "a(sv) scope_properties"), Out: path, Privileged: true, Handler: handler(s.createMachine)},
@@ -107,11 +107,15 @@ func (s *Server) getMachineByPID(ctx context.Context, c *dbus.Call, _ any) ([]an
 }
 
 func (s *Server) listMachines(context.Context, *dbus.Call, any) ([]any, error) {
+	return []any{s.listed()}, nil
+}
+
+func (s *Server) listed() machine1.ListedMachines {
 	list := s.reg.List()
 	out := make(machine1.ListedMachines, len(list))
 	for i := range list {
 		m := &list[i]
 		out[i] = machine1.ListedMachine{Name: m.Name, Class: string(m.Class), Service: m.Service, Path: machine1.MachinePath(m.Name)}
 	}
-	return []any{out}, nil
+	return out
 }

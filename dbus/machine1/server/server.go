@@ -34,6 +34,8 @@ type Registry interface {
 	Get(name string) (registry.Machine, error)
 	List() []registry.Machine
 	ByPID(pid int) (registry.Machine, error)
+	ByMember(pid int) (registry.Machine, bool)
+	Changes() uint64
 	Leader(name string) (*sys.Process, error)
 	Start(context.Context, registry.StartRequest) error
 	Enable(ctx context.Context, names []string, on bool) ([]registry.UnitChange, error)
@@ -75,6 +77,7 @@ type Server struct {
 	ids    *mapped.Directory
 	ownUID uint32
 	copies chan struct{}
+	list   listCache
 }
 
 // maxCopies is how many copies run at once, for all callers together.
