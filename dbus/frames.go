@@ -4,6 +4,9 @@ import (
 	"errors"
 	"io"
 	"math"
+	"net"
+	"os"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,6 +15,11 @@ import (
 // own number means nothing to anybody, but it must not be that of a message of
 // godbus, which counts from 1.
 const quickSerials = 1 << 31
+
+// waitsBetween is how many waits in the kernel the reader makes before it lets
+// the scheduler see it. The run-time takes a goroutine that it has not seen for
+// 10 ms for one that runs away, and then looks after it every 20 µs.
+const waitsBetween = 64
 
 // maxOut is how much of w.out is kept for the next replies.
 const maxOut = 256 << 10
@@ -98,7 +106,7 @@ func (w *wire) flush() error {
 	if len(w.out) == 0 {
 		return nil
 	}
-	_, err := w.sock.Write(w.out)
+	err := w.send(w.out)
 	if w.out = w.out[:0]; cap(w.out) > maxOut {
 		w.out = nil
 	}
@@ -131,7 +139,22 @@ func (w *wire) fill() error {
 
 // receive waits for bytes and takes in the descriptors that come with them.
 func (w *wire) receive(b []byte) (int, error) {
-	n, oobn, flags, _, err := w.sock.ReadMsgUnix(b, w.oob)
+	var n, oobn, flags int
+	var err error
+	file := w.file.Load()
+	if file == nil {
+		n, oobn, flags, _, err = w.sock.ReadMsgUnix(b, w.oob)
+		// serve closes sock under a reader that waits, and takes nothing from it.
+		if errors.Is(err, net.ErrClosed) {
+			file = w.file.Load()
+		}
+	}
+	if file != nil {
+		if w.waits++; w.waits%waitsBetween == 0 {
+			runtime.Gosched()
+		}
+		n, oobn, flags, err = receiveBlocking(file, b, w.oob)
+	}
 	if oobn > 0 {
 		w.takeFDs(w.oob[:oobn])
 	}
@@ -144,4 +167,106 @@ func (w *wire) receive(b []byte) (int, error) {
 		return 0, errors.New("read from bus: control data truncated")
 	}
 	return n, nil
+}
+
+func receiveBlocking(file *os.File, b, oob []byte) (n, oobn, flags int, err error) {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	rerr := raw.Read(func(fd uintptr) bool {
+		for {
+			n, oobn, flags, _, err = unix.Recvmsg(int(fd), b, oob, unix.MSG_CMSG_CLOEXEC)
+			if !errors.Is(err, unix.EINTR) {
+				return true
+			}
+		}
+	})
+	if rerr != nil {
+		err = rerr
+	}
+	return n, oobn, flags, err
+}
+
+// serve makes the socket one to wait in, in the kernel and with a thread: that
+// costs a server less than the run-time's poller, which on each message wakes a
+// thread that looks for more to do. The socket leaves the poller for good, so
+// that it wakes nobody else. Close ends a wait.
+func (w *wire) serve() error {
+	raw, err := w.sock.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var file *os.File
+	var ferr error
+	err = raw.Control(func(fd uintptr) {
+		dup, derr := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3)
+		if derr != nil {
+			ferr = derr
+			return
+		}
+		if ferr = unix.SetNonblock(dup, false); ferr != nil {
+			_ = unix.Close(dup)
+			return
+		}
+		file = os.NewFile(uintptr(dup), "bus")
+	})
+	if err = errors.Join(err, ferr); err != nil {
+		return err
+	}
+	w.file.Store(file)
+	return w.sock.Close()
+}
+
+// send writes all of b.
+func (w *wire) send(b []byte) error {
+	var err error
+	if file := w.file.Load(); file != nil {
+		_, err = file.Write(b)
+	} else {
+		_, err = w.sock.Write(b)
+	}
+	return err
+}
+
+// sendFDs writes all of b, and fds with its first byte.
+func (w *wire) sendFDs(b []byte, fds []int) error {
+	rights := unix.UnixRights(fds...)
+	file := w.file.Load()
+	if file == nil {
+		n, _, err := w.sock.WriteMsgUnix(b, rights, nil)
+		if err != nil {
+			return err
+		}
+		return w.send(b[n:])
+	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	var serr error
+	err = raw.Write(func(fd uintptr) bool {
+		for {
+			if n, serr = unix.SendmsgN(int(fd), b, rights, nil, unix.MSG_NOSIGNAL); !errors.Is(serr, unix.EINTR) {
+				return true
+			}
+		}
+	})
+	if err = errors.Join(err, serr); err != nil {
+		return err
+	}
+	return w.send(b[n:])
+}
+
+// Close ends the stream, also for a reader that waits in the kernel.
+func (w *wire) Close() error {
+	file := w.file.Load()
+	if file == nil {
+		return w.sock.Close()
+	}
+	if raw, err := file.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+	}
+	return file.Close()
 }

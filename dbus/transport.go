@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"os"
 	"reflect"
 	"strings"
 	"sync"
@@ -43,9 +44,11 @@ type wire struct {
 	out    []byte // replies that wait to be written
 	one    []byte
 	serial uint32
+	waits  uint
 	tree   *Tree
 
-	begun atomic.Bool // the authentication is over
+	begun atomic.Bool             // the authentication is over
+	file  atomic.Pointer[os.File] // takes the place of sock when we serve
 
 	mu     sync.Mutex
 	frames map[uint32]frame // messages encoded here, by serial
@@ -91,7 +94,7 @@ func dialUnix(ctx context.Context, address string) (*net.UnixConn, error) {
 func FromSocket(ctx context.Context, sock *net.UnixConn) (*godbus.Conn, error) {
 	w := &wire{sock: sock, in: make([]byte, 64<<10), oob: make([]byte, unix.CmsgSpace(4*maxFDs)), frames: map[uint32]frame{}}
 	tree := newTree()
-	w.tree = tree
+	w.tree, tree.wire = tree, w
 	conn, err := godbus.NewConn(w,
 		godbus.WithContext(context.WithValue(context.WithoutCancel(ctx), treeKey{}, tree)),
 		godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()),
@@ -117,8 +120,6 @@ func FromSocket(ctx context.Context, sock *net.UnixConn) (*godbus.Conn, error) {
 	}
 	return conn, nil
 }
-
-func (w *wire) Close() error { return w.sock.Close() }
 
 func (w *wire) takeFDs(oob []byte) {
 	messages, err := unix.ParseSocketControlMessage(oob)
@@ -265,26 +266,20 @@ func (w *wire) Write(b []byte) (int, error) {
 		}
 		w.begun.Store(true)
 	}
-	return w.sock.Write(b)
+	return len(b), w.send(b)
 }
 
 func (w *wire) writeFrame(f frame) error {
 	if len(f.fds) == 0 {
-		_, err := w.sock.Write(f.data)
-		return err
+		return w.send(f.data)
 	}
-	n, _, err := w.sock.WriteMsgUnix(f.data, unix.UnixRights(f.fds...), nil)
-	if err != nil {
-		return err
-	}
-	_, err = w.sock.Write(f.data[n:])
-	return err
+	return w.sendFDs(f.data, f.fds)
 }
 
 // negotiate asks the bus to pass descriptors (D-Bus specification,
 // "Authentication Protocol"); godbus is about to send BEGIN.
 func (w *wire) negotiate() error {
-	if _, err := w.sock.Write(negotiateLine); err != nil {
+	if err := w.send(negotiateLine); err != nil {
 		return err
 	}
 	var line []byte

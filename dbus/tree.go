@@ -27,7 +27,8 @@ const (
 // Tree is the objects that a connection answers for. The zero number of
 // objects answers UnknownObject to everything.
 type Tree struct {
-	conn *godbus.Conn // set once before the first message
+	conn *godbus.Conn // both are set once, before the first message
+	wire *wire
 
 	mu      sync.Mutex
 	log     logrus.FieldLogger
@@ -84,7 +85,8 @@ func (t *Tree) AddChildren(path godbus.ObjectPath, children Children) {
 }
 
 // Watch subscribes to the departures of peers, so that the contexts of their
-// calls end. Call it before a name is requested.
+// calls end, and makes the connection a server's. Call it before a name is
+// requested.
 func (t *Tree) Watch(ctx context.Context) error {
 	t.mu.Lock()
 	done := t.serving
@@ -97,6 +99,9 @@ func (t *Tree) Watch(ctx context.Context) error {
 		"interface='org.freedesktop.DBus',member='NameOwnerChanged',arg2=''"
 	if err := t.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.AddMatch", 0, rule).Err; err != nil {
 		return fmt.Errorf("watch peers on the bus: %w", err)
+	}
+	if err := t.wire.serve(); err != nil {
+		return fmt.Errorf("serve the bus: %w", err)
 	}
 	return nil
 }

@@ -205,7 +205,10 @@ func TestStopUnknownUnit(t *testing.T) {
 	if err := b.Stop(t.Context(), "gone.scope"); err != nil {
 		t.Errorf("stop of a unit that is gone: %v", err)
 	}
-	if err := b.Stop(t.Context(), "machine-x.scope"); err != nil || len(f.stops) != 1 {
+	err := b.Stop(t.Context(), "machine-x.scope")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil || len(f.stops) != 1 {
 		t.Errorf("stop: %v, PID 1 heard %v", err, f.stops)
 	}
 }

@@ -3,7 +3,9 @@ package server
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 
 	godbus "github.com/godbus/dbus/v5"
@@ -26,10 +28,24 @@ type fakeRegistry struct {
 }
 
 func (r *fakeRegistry) Console(string, int) ([]byte, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.console == "" {
 		return nil, fmt.Errorf("no log: %w", registry.ErrNotSupported)
 	}
 	return []byte(r.console), nil
+}
+
+func (r *fakeRegistry) heard() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.did)
+}
+
+func (r *fakeRegistry) setConsole(text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.console = text
 }
 
 func newFakeRegistry() *fakeRegistry {
@@ -93,6 +109,8 @@ func (r *fakeRegistry) Kill(_ context.Context, name, whom string, sig unix.Signa
 }
 
 func (r *fakeRegistry) Get(name string) (registry.Machine, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if m, ok := r.machines[name]; ok {
 		return m, nil
 	}
@@ -100,12 +118,22 @@ func (r *fakeRegistry) Get(name string) (registry.Machine, error) {
 }
 
 func (r *fakeRegistry) List() []registry.Machine {
-	return []registry.Machine{r.machines[".host"], r.machines["vm"], r.machines["web"]}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []registry.Machine
+	for _, name := range slices.Sorted(maps.Keys(r.machines)) {
+		out = append(out, r.machines[name])
+	}
+	return out
 }
 
 func (r *fakeRegistry) ByPID(pid int) (registry.Machine, error) {
-	if pid == os.Getpid() {
-		return r.machines["web"], nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, m := range r.machines {
+		if pid > 1 && m.Leader.PID == pid && (pid != os.Getpid() || m.Name == "web") {
+			return m, nil
+		}
 	}
 	return registry.Machine{}, registry.ErrNoMachineForPID
 }

@@ -39,7 +39,7 @@ func TestLastLines(t *testing.T) {
 
 func TestGetLog(t *testing.T) {
 	client, name, reg := start(t, nil)
-	reg.console = strings.Repeat("line\n", 20000) + "\x1b[0;1mlast\r\n"
+	reg.setConsole(strings.Repeat("line\n", 20000) + "\x1b[0;1mlast\r\n")
 	object := client.Object(name, machine1.MachinePath("web"))
 	var lines []string
 	if err := object.Call(machine1.OwnMachineInterface+".GetLog", 0, uint32(2)).Store(&lines); err != nil {
@@ -54,7 +54,7 @@ func TestGetLog(t *testing.T) {
 	if len(lines) != maxLogLines {
 		t.Errorf("GetLog(max) has %d lines, want %d", len(lines), maxLogLines)
 	}
-	reg.console = ""
+	reg.setConsole("")
 	err := object.Call(machine1.OwnMachineInterface+".GetLog", 0, uint32(2)).Err
 	if de := (godbus.Error{}); !errors.As(err, &de) || de.Name != dbus.ErrorNotSupported {
 		t.Errorf("GetLog without a log: %v, want %s", err, dbus.ErrorNotSupported)

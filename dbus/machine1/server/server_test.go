@@ -99,7 +99,7 @@ func TestErrorsOfMethods(t *testing.T) {
 			t.Errorf("%s: got %v (%s), want %q", tc.method, err, got, tc.want)
 		}
 	}
-	if got := strings.Join(reg.did, "; "); !strings.Contains(got, "create fine") || !strings.Contains(got, "terminate web") {
+	if got := strings.Join(reg.heard(), "; "); !strings.Contains(got, "create fine") || !strings.Contains(got, "terminate web") {
 		t.Errorf("registry was asked for %q", got)
 	}
 }
