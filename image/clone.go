@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -15,10 +14,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// CloneOptions say how a clone differs from its original.
+type CloneOptions struct {
+	ReadOnly bool
+	// NewIdentity gives the clone of a tree a machine id and a host name of its
+	// own where the original has them, so that both may run side by side.
+	NewIdentity bool
+}
+
 // Clone makes an independent copy of an image under newName in the pool: a
 // snapshot or shared extents where the file system can, else a copy. Nothing can
 // be seen under the new name before the copy is complete and on the disk.
 func (s *Store) Clone(ctx context.Context, name, newName string, readOnly bool) error {
+	return s.CloneWith(ctx, name, newName, CloneOptions{ReadOnly: readOnly})
+}
+
+// CloneWith is Clone with options.
+func (s *Store) CloneWith(ctx context.Context, name, newName string, opts CloneOptions) error {
 	if err := CheckName(newName); err != nil {
 		return err
 	}
@@ -27,11 +39,8 @@ func (s *Store) Clone(ctx context.Context, name, newName string, readOnly bool) 
 		return err
 	}
 	fail := func(err error) error { return fmt.Errorf("clone image %q to %q: %w", name, newName, err) }
-	if img.IsHost() {
-		return fail(ErrHostTree)
-	}
-	if img.Type == TypeBlock || img.Type == TypeMStack {
-		return fail(ErrNotSupported)
+	if err := copyable(img); err != nil {
+		return fail(err)
 	}
 	lock, err := s.reserve(ctx, newName)
 	if err != nil {
@@ -41,12 +50,24 @@ func (s *Store) Clone(ctx context.Context, name, newName string, readOnly bool) 
 	if err := os.MkdirAll(s.cfg.PoolDir, 0o700); err != nil {
 		return fail(err)
 	}
-	if img.Type == TypeRaw {
-		err = s.cloneRaw(ctx, img, newName, readOnly)
-	} else {
-		err = s.cloneTree(ctx, img, newName, readOnly)
-	}
+	c, err := copyImage(ctx, img, s.cfg.PoolDir, newName)
 	if err != nil {
+		return fail(err)
+	}
+	defer c.drop()
+	if opts.NewIdentity && c.tree {
+		if err := newIdentity(int(c.f.Fd()), newName); err != nil {
+			return fail(fmt.Errorf("give it an identity: %w", err))
+		}
+	}
+	if err := c.finish(); err != nil {
+		return fail(err)
+	}
+	target := filepath.Join(s.cfg.PoolDir, newName)
+	if !c.tree {
+		target += rawSuffix
+	}
+	if err := c.place(target, opts.ReadOnly); err != nil {
 		return fail(err)
 	}
 	if err := s.cloneAuxiliary(ctx, img, newName); err != nil {
@@ -55,118 +76,13 @@ func (s *Store) Clone(ctx context.Context, name, newName string, readOnly bool) 
 	return syncDir(s.cfg.PoolDir)
 }
 
-func (s *Store) cloneRaw(ctx context.Context, img Image, newName string, readOnly bool) error {
-	src, err := os.Open(img.Path)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = src.Close() }()
-	st, err := src.Stat()
-	if err != nil {
-		return err
-	}
-	temp := filepath.Join(s.cfg.PoolDir, TempName(newName))
-	dst, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = dst.Close(); _ = os.Remove(temp) }()
-	if err := HoldTemp(dst); err != nil {
-		return err
-	}
-	if unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) != nil {
-		if err := treecopy.Content(ctx, src, dst, st.Size(), nil); err != nil {
-			return err
-		}
-	}
-	mode := fs.FileMode(0o644)
-	if readOnly {
-		mode = 0o444
-	}
-	if err := dst.Chmod(mode); err != nil {
-		return err
-	}
-	if !img.Created.IsZero() {
-		_ = keepCreated(dst, img.Created) // what it cannot keep is not missed
-	}
-	if err := os.Chtimes(temp, st.ModTime(), st.ModTime()); err != nil {
-		return err
-	}
-	if err := dst.Sync(); err != nil {
-		return err
-	}
-	return renameNew(temp, filepath.Join(s.cfg.PoolDir, newName+rawSuffix))
-}
-
-func (s *Store) cloneTree(ctx context.Context, img Image, newName string, readOnly bool) error {
-	src, err := os.Open(img.Path)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = src.Close() }()
-	pool, err := os.Open(s.cfg.PoolDir)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = pool.Close() }()
-
-	tempName := TempName(newName)
-	temp, target := filepath.Join(s.cfg.PoolDir, tempName), filepath.Join(s.cfg.PoolDir, newName)
-	defer func() { _ = RemoveTree(temp) }()
-
-	snapshot := false
-	if btrfs.IsSubvolume(src) && btrfs.IsBtrfs(pool) {
-		err := btrfs.SnapshotTree(src, pool, tempName, false)
-		if err != nil && !errors.Is(err, unix.EXDEV) {
-			return err
-		}
-		snapshot = err == nil
-	}
-	if !snapshot {
-		if err := MakeTree(pool, tempName); err != nil {
-			return err
-		}
-	}
-	dst, err := os.Open(temp)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = dst.Close() }()
-	if err := HoldTemp(dst); err != nil {
-		return err
-	}
-	if !snapshot {
-		if err := treecopy.Copy(ctx, src, dst, treecopy.Options{SameMount: true, Settled: settled(dst)}); err != nil {
-			return err
-		}
-	}
-	subvolume := btrfs.IsSubvolume(dst)
-	if subvolume {
-		// Without quota there is nothing to count, and no limit to carry over.
-		if btrfs.AccountSubtree(dst) == nil && img.Limit != Unknown && img.Type == TypeSubvolume {
-			if err := btrfs.SetLimit(dst, img.Limit); err != nil {
-				return quotaError(err)
-			}
-		}
-	}
-	if !snapshot {
-		if err := durable.Tree(dst); err != nil {
-			return err
-		}
-	}
-	if readOnly && subvolume {
-		if err := btrfs.SetReadOnly(dst, true); err != nil {
-			return err
-		}
-	}
-	if err := renameNew(temp, target); err != nil {
-		return err
-	}
-	if readOnly && !subvolume {
-		// An immutable directory cannot be renamed, so this comes last.
-		if err := setImmutable(target, true); err != nil && !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EOPNOTSUPP) {
-			return err
-		}
+// copyable returns an error for images of which no copy can be made.
+func copyable(img Image) error {
+	switch {
+	case img.IsHost():
+		return ErrHostTree
+	case img.Type == TypeBlock || img.Type == TypeMStack:
+		return ErrNotSupported
 	}
 	return nil
 }

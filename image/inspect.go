@@ -150,3 +150,14 @@ func keepCreated(f *os.File, created time.Time) error {
 func statxTime(t unix.StatxTimestamp) time.Time {
 	return time.Unix(t.Sec, int64(t.Nsec))
 }
+
+// birth is when the file at path itself was made, or otherwise where that is not
+// known.
+func birth(path string, otherwise time.Time) time.Time {
+	var stx unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BTIME, &stx)
+	if err != nil || stx.Mask&unix.STATX_BTIME == 0 || stx.Btime.Sec <= 0 {
+		return otherwise
+	}
+	return statxTime(stx.Btime)
+}

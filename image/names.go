@@ -34,6 +34,8 @@ func CheckName(name string) error {
 		return bad("it is longer than 255 bytes")
 	case strings.HasPrefix(name, ".#"):
 		return bad(`names starting with ".#" are temporary files`)
+	case name == SnapshotsDir:
+		return bad("snapshots are kept there")
 	case strings.ContainsRune(name, '/'):
 		return bad("it has a slash")
 	case !utf8.ValidString(name):

@@ -99,6 +99,9 @@ func (s *Store) remove(img Image) error {
 			return fmt.Errorf("remove image %q: %w", img.Name, err)
 		}
 	}
+	if err := s.removeSnapshots(img.Name); err != nil {
+		return fmt.Errorf("remove snapshots of image %q: %w", img.Name, err)
+	}
 	return nil
 }
 
@@ -209,6 +212,9 @@ func (s *Store) Rename(ctx context.Context, name, newName string) error {
 		if err := renameNew(from[i], to[i]); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrExists) {
 			return fail(err)
 		}
+	}
+	if err := s.renameSnapshots(name, newName); err != nil {
+		return fail(err)
 	}
 	return syncDir(dir)
 }

@@ -84,7 +84,11 @@ func CleanTemporary(dir string) error {
 // search path. It is called once at start.
 func (s *Store) CleanTemporary() error {
 	var errs []error
-	for _, dir := range append([]string{s.cfg.PoolDir}, s.cfg.SearchPath...) {
+	dirs := append([]string{s.cfg.PoolDir, filepath.Join(s.cfg.PoolDir, SnapshotsDir)}, s.cfg.SearchPath...)
+	if of, err := filepath.Glob(filepath.Join(s.cfg.PoolDir, SnapshotsDir, "*")); err == nil {
+		dirs = append(dirs, of...)
+	}
+	for _, dir := range dirs {
 		if !strings.HasPrefix(dir, "/usr/") {
 			errs = append(errs, CleanTemporary(dir))
 		}

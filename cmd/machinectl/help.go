@@ -68,6 +68,9 @@ const optionsHelp = `  -h --help                   Show this help
      --uid=USER               Specify user ID to invoke shell as
   -E --setenv=VAR[=VALUE]     Add an environment variable for shell
      --read-only              Create read-only bind mount or clone
+     --keep-identity          Leave machine ID and host name as they are in a
+                              clone
+     --keep=INTEGER           Number of snapshots that prune leaves
      --mkdir                  Create directory before bind mounting, if missing
   -n --lines=INTEGER          Number of journal entries to show
      --max-addresses=INTEGER  Number of internet addresses to show at most

@@ -3,10 +3,23 @@ package main
 import (
 	"context"
 
+	godbus "github.com/godbus/dbus/v5"
+
+	"machined/dbus/machine1"
 	"machined/internal/cli"
 )
 
 func runClone(a *app, ctx context.Context, args []string) error {
+	if !a.opts.keepIdentity {
+		options := map[string]godbus.Variant{"NewIdentity": godbus.MakeVariant(true), "ReadOnly": godbus.MakeVariant(a.opts.readOnly)}
+		err := a.bus.CallSlow(ctx, cli.OwnManager, "CloneImage", []any{args[0], args[1], options})
+		if err == nil {
+			return nil
+		}
+		if !machine1.IsUnknownMethod(err) {
+			return cli.Because("Could not clone image", err)
+		}
+	}
 	if err := a.bus.CallSlow(ctx, cli.Manager, "CloneImage", []any{args[0], args[1], a.opts.readOnly}); err != nil {
 		return cli.Because("Could not clone image", err)
 	}

@@ -29,6 +29,8 @@ type options struct {
 	uid          string
 	setenv       []string
 	readOnly     bool
+	keepIdentity bool
+	keep         uint32
 	mkdir        bool
 	lines        uint32
 	maxAddresses uint32
@@ -41,7 +43,7 @@ type options struct {
 }
 
 func (o *options) defaults() {
-	*o = options{ask: true, legend: true, signal: 15, lines: 10, maxAddresses: 1, output: "short", runner: "nspawn"}
+	*o = options{ask: true, legend: true, signal: 15, lines: 10, keep: 3, maxAddresses: 1, output: "short", runner: "nspawn"}
 }
 
 // outputModes are the modes of journalctl(1), in stock's order.
@@ -96,6 +98,8 @@ func (o *options) table(a *app) []cli.Option {
 		{Long: "uid", Arg: cli.RequiredArg, Set: keep(&o.uid)},
 		{Short: 'E', Long: "setenv", Arg: cli.RequiredArg, Set: o.addEnvironment},
 		{Long: "read-only", Set: set(&o.readOnly, true)},
+		{Long: "keep-identity", Set: set(&o.keepIdentity, true)},
+		{Long: "keep", Arg: cli.RequiredArg, Set: o.setKeep},
 		{Long: "mkdir", Set: set(&o.mkdir, true)},
 		{Short: 'n', Long: "lines", Arg: cli.RequiredArg, Set: o.setLines},
 		{Long: "max-addresses", Arg: cli.RequiredArg, Set: o.setMaxAddresses},
@@ -167,6 +171,15 @@ func (o *options) setLines(arg string) error {
 		return cli.Failf("Failed to parse lines '%s'", arg)
 	}
 	o.lines = uint32(n)
+	return nil
+}
+
+func (o *options) setKeep(arg string) error {
+	n, err := strconv.ParseUint(arg, 10, 30)
+	if err != nil {
+		return cli.Failf("Failed to parse --keep= number: %s", arg)
+	}
+	o.keep = uint32(n)
 	return nil
 }
 

@@ -40,6 +40,7 @@ const (
 	ErrorNoPrivateNetworking = BusName + ".NoPrivateNetworking"
 	ErrorNoSuchUserMapping   = BusName + ".NoSuchUserMapping"
 	ErrorNoSuchGroupMapping  = BusName + ".NoSuchGroupMapping"
+	ErrorNoSuchSnapshot      = "org.machined.NoSuchSnapshot"
 	ErrorJobFailed           = "org.freedesktop.systemd1.JobFailed"
 )
 

@@ -59,3 +59,12 @@ type LiveBind struct {
 	Source, Destination string
 	ReadOnly            bool
 }
+
+// ListedSnapshot is one row of ListSnapshots, (sstst). UsageBytes is ^uint64(0)
+// where it is not known.
+type ListedSnapshot struct {
+	Image, Name string
+	CreatedUSec uint64
+	Type        string
+	UsageBytes  uint64
+}

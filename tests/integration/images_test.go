@@ -81,6 +81,9 @@ func TestImageVerbs(t *testing.T) {
 				imageErrors(t, h)
 				imageChanges(t, h, fstype)
 				imageLimits(t, h, fstype)
+				if h.Impl == host.Ours {
+					imageSnapshots(t, h, fstype)
+				}
 				imageClean(t, h)
 			})
 		}
@@ -192,7 +195,11 @@ func imageChanges(t *testing.T, h *host.Host, fstype string) {
 	}
 	want := treeList(t, h, "/var/lib/machines/one")
 	for name, client := range clients(h) {
-		h.MustRun(t, client, "clone", "one", "two")
+		clone := []string{client, "clone", "one", "two"}
+		if name == "installed" && h.Impl == host.Ours {
+			clone = append(clone, "--keep-identity")
+		}
+		h.MustRun(t, clone...)
 		if got := treeList(t, h, "/var/lib/machines/two"); got != want {
 			t.Errorf("%s: clone differs:\n%s---\n%s", name, linesOnlyIn(got, want), linesOnlyIn(want, got))
 		}
@@ -327,4 +334,50 @@ func imageClean(t *testing.T, h *host.Host) {
 		}
 	}
 	h.Shell(t, "test -d /var/tmp/elsewhere/usr; rm -f /etc/systemd/nspawn/*.nspawn")
+}
+
+// imageSnapshots keeps states of an image and brings them back, and looks at the
+// identity of a clone.
+func imageSnapshots(t *testing.T, h *host.Host, fstype string) {
+	run := func(args ...string) string {
+		t.Helper()
+		return h.MustRun(t, append([]string{"machinectl", "--no-pager"}, args...)...)
+	}
+	refused := func(text string, args ...string) {
+		t.Helper()
+		if r := h.Try(append([]string{"machinectl"}, args...)...); r.Exit != 1 || !strings.Contains(r.Stderr, text) {
+			t.Errorf("%v: got %v, want %q", args, r, text)
+		}
+	}
+	want := treeList(t, h, "/var/lib/machines/one")
+	for _, name := range []string{"first", "second"} {
+		run("snapshot", "one", name)
+		h.Shell(t, "echo "+name+" >>/var/lib/machines/one/etc/hostname; rm -f /var/lib/machines/one/data")
+	}
+	match(t, run("snapshots"), `^IMAGE +SNAPSHOT +TYPE +USAGE +CREATED *$`, `^one +first +`+imageType(fstype)+` `, `^one +second `, `^2 snapshots listed\.$`)
+	match(t, run("snapshots", "one", "-o", "json"), `"snapshot":"first"`)
+	if out := h.MustRun(t, h.Stock("machinectl"), "list-images", "--all", "--no-pager"); strings.Contains(out, "snapshots ") {
+		t.Errorf("the directory of snapshots is listed as an image:\n%s", out)
+	}
+	run("rollback", "one", "first")
+	if got := treeList(t, h, "/var/lib/machines/one"); got != want {
+		t.Errorf("rolled back image differs:\n%s---\n%s", linesOnlyIn(got, want), linesOnlyIn(want, got))
+	}
+	refused("no such snapshot", "rollback", "one", "third")
+	refused("No image 'missing' known", "snapshot", "missing")
+	refused("No image 'missing' known", "snapshots", "missing")
+	refused("Snapshot name 'a/b' is invalid.", "snapshot", "one", "a/b")
+	refused("File exists", "snapshot", "one", "first")
+	refused("Failed to parse --keep= number: x", "prune", "one", "--keep=x")
+	run("prune", "one", "--keep=1")
+	match(t, run("snapshots", "one"), `^one +second `, `^1 snapshots listed\.$`)
+	r := h.TryAs("alice", "machinectl", "--no-ask-password", "prune", "one", "second")
+	if r.Exit == 0 || !strings.Contains(r.Stderr, "uthentication required") {
+		t.Errorf("a user prunes snapshots: %v", r)
+	}
+	run("clone", "one", "web")
+	match(t, run("image-status", "web"), `^\s+Hostname: web$`, `^\s+Machine ID: [0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}$`)
+	run("remove", "web")
+	run("prune", "one", "second")
+	h.Shell(t, "test ! -e /var/lib/machines/.snapshots")
 }

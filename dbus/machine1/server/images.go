@@ -17,6 +17,11 @@ type ImageStore interface {
 	Remove(ctx context.Context, name string) error
 	Rename(ctx context.Context, name, newName string) error
 	Clone(ctx context.Context, name, newName string, readOnly bool) error
+	CloneWith(ctx context.Context, name, newName string, opts image.CloneOptions) error
+	Snapshot(ctx context.Context, name, snap string) (string, error)
+	Snapshots(ctx context.Context, name string) ([]image.Snapshot, error)
+	Rollback(ctx context.Context, name, snap string) (string, error)
+	Prune(ctx context.Context, name string, snaps []string, keep int) ([]string, error)
 	SetReadOnly(ctx context.Context, name string, readOnly bool) error
 	SetLimit(ctx context.Context, name string, limit uint64) error
 	Hostname(ctx context.Context, name string) (string, error)
@@ -37,6 +42,7 @@ var imageErrors = []struct {
 	name, text string
 }{
 	{image.ErrNoSuchImage, machine1.ErrorNoSuchImage, ""},
+	{image.ErrNoSuchSnapshot, machine1.ErrorNoSuchSnapshot, ""},
 	{image.ErrInvalidName, dbus.ErrorInvalidArgs, ""},
 	{image.ErrInvalid, dbus.ErrorInvalidArgs, ""},
 	{image.ErrBusy, "System.Error.EBUSY", "Device or resource busy"},

@@ -15,11 +15,11 @@ import (
 )
 
 func (s *Server) ownManagerInterface() *dbus.Interface {
-	return &dbus.Interface{Name: machine1.OwnManagerInterface, Methods: []dbus.Method{
+	return &dbus.Interface{Name: machine1.OwnManagerInterface, Methods: append([]dbus.Method{
 		{Name: "StartMachine", In: args("s name", "a{sv} options"), Out: args("s unit"), Handler: handler(s.startMachine)},
 		{Name: "EnableMachines", In: args("as names", "b enabled"), Out: args("a(sss) changes"), Handler: handler(s.enableMachines)},
 		{Name: "ListMachinesDetailed", In: args("u max_addresses"), Out: args("a(sssa(iay)a{ss}) machines"), Handler: handler(s.listDetailed)},
-	}}
+	}, s.ownImageMethods()...)}
 }
 
 func (s *Server) ownMachineInterface() *dbus.Interface {
