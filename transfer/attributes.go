@@ -59,13 +59,18 @@ func setAttributes(f *os.File, h *tar.Header) error {
 }
 
 // setFileAttributes is setAttributes for a descriptor that is open for writing,
-// which saves looking it up for each call.
-func setFileAttributes(fd int, h *tar.Header) error {
-	if err := unix.Fchown(fd, h.Uid, h.Gid); err != nil {
-		return os.NewSyscallError("chown", err)
+// which saves looking it up for each call. It leaves out the owner, or the mode,
+// that the file was created with.
+func setFileAttributes(fd int, h *tar.Header, owned, exact bool) error {
+	if !owned {
+		if err := unix.Fchown(fd, h.Uid, h.Gid); err != nil {
+			return os.NewSyscallError("chown", err)
+		}
 	}
-	if err := unix.Fchmod(fd, uint32(h.Mode)&0o7777); err != nil {
-		return os.NewSyscallError("chmod", err)
+	if !exact {
+		if err := unix.Fchmod(fd, uint32(h.Mode)&0o7777); err != nil {
+			return os.NewSyscallError("chmod", err)
+		}
 	}
 	for key, value := range h.PAXRecords {
 		set := func(name string, data []byte) error { return unix.Fsetxattr(fd, name, data, 0) }

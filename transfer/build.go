@@ -11,7 +11,6 @@ import (
 
 	"machined/image"
 	"machined/internal/btrfs"
-	"machined/internal/durable"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +22,7 @@ type building struct {
 	name string
 	f    *os.File
 	tree bool
+	sync *writeback // nil: nothing is written before the end
 }
 
 // begin makes a temporary directory or file that a crash leaves to be cleaned up.
@@ -64,6 +64,7 @@ func (e *engine) begin(tree bool) (*building, error) {
 
 // drop removes what has not been given its name.
 func (b *building) drop() {
+	_ = b.sync.wait()
 	if b.path != "" {
 		_ = image.RemoveTree(b.path)
 	}
@@ -74,13 +75,17 @@ func (b *building) drop() {
 
 // flush writes what was built to the disk.
 func (e *engine) flush(b *building) error {
+	early := b.sync.wait()
 	if e.NoSync {
 		return nil
 	}
-	if b.tree {
-		return durable.Tree(b.f)
+	if !b.tree {
+		return b.f.Sync()
 	}
-	return b.f.Sync()
+	if err := os.NewSyscallError("syncfs", unix.Syncfs(int(b.f.Fd()))); err != nil {
+		return err
+	}
+	return early
 }
 
 // finish gives a complete image, which flush has written, its name at path and

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 
+	"machined/internal/inflate"
+
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
@@ -74,7 +76,7 @@ func NewReader(r io.Reader) (io.ReadCloser, Format, error) {
 	closer := func() error { return nil }
 	switch format {
 	case Gzip:
-		out, err = gzip.NewReader(in)
+		out, err = inflate.NewReader(in)
 	case Zstd:
 		var d *zstd.Decoder
 		d, err = zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(0))

@@ -20,10 +20,11 @@ const fillDepth = 64
 
 // piece is a small file that exists already and lacks its content and attributes.
 type piece struct {
-	fd     int // closed when it is done
-	buf    []byte
-	n      int
-	header *tar.Header
+	fd           int // closed when it is done
+	buf          []byte
+	n            int
+	header       *tar.Header
+	owned, exact bool // of creator.exact
 }
 
 // filler completes small files on all processors while the archive is read on.
@@ -31,15 +32,15 @@ type piece struct {
 type filler struct {
 	jobs    chan piece
 	free    chan []byte
-	settled func(fd int, size int64)
+	written func(bytes int64)
 	group   sync.WaitGroup
 	failed  atomic.Bool
 	once    sync.Once
 	err     error
 }
 
-func newFiller(settled func(fd int, size int64)) *filler {
-	f := &filler{jobs: make(chan piece, fillDepth), free: make(chan []byte, fillDepth), settled: settled}
+func newFiller(written func(bytes int64)) *filler {
+	f := &filler{jobs: make(chan piece, fillDepth), free: make(chan []byte, fillDepth), written: written}
 	for range fillDepth {
 		f.free <- nil
 	}
@@ -84,11 +85,11 @@ func (f *filler) complete(p piece) error {
 	if err := writeSparse(p.fd, p.buf[:p.n]); err != nil {
 		return err
 	}
-	if err := setFileAttributes(p.fd, p.header); err != nil {
+	if err := setFileAttributes(p.fd, p.header, p.owned, p.exact); err != nil {
 		return fmt.Errorf("set attributes: %w", err)
 	}
-	if f.settled != nil {
-		f.settled(p.fd, int64(p.n))
+	if f.written != nil {
+		f.written(int64(p.n))
 	}
 	return nil
 }

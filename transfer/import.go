@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 
 	"machined/image"
-	"machined/internal/durable"
 	"machined/internal/treecopy"
 
 	"golang.org/x/sys/unix"
@@ -81,23 +80,10 @@ func (e *engine) unpackStream(ctx context.Context, r io.Reader, b *building) err
 		return fmt.Errorf("%w: %w", ErrArchive, err)
 	}
 	defer func() { _ = in.Close() }()
-	if err := Untar(ctx, in, b.f, e.settled(b)); err != nil {
+	if err := Untar(ctx, in, b.f, e.writer(b)); err != nil {
 		return err
 	}
 	return liftTree(b.path)
-}
-
-// settled starts the writing of files that are complete while others are still
-// unpacked, where that spares a long wait in the end.
-func (e *engine) settled(b *building) func(fd int, size int64) {
-	if e.NoSync || !durable.OwnFiles(int(b.f.Fd())) {
-		return nil
-	}
-	return func(fd int, size int64) {
-		if size > 0 {
-			durable.Start(fd)
-		}
-	}
 }
 
 // unpackRaw writes a compressed disk image, raw or qcow2, into a file being built.

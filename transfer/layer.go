@@ -25,9 +25,9 @@ type layer struct {
 }
 
 // applyLayer unpacks one layer of an OCI image over the tree of those below.
-func applyLayer(ctx context.Context, r io.Reader, root *os.File, settled func(fd int, size int64)) error {
+func applyLayer(ctx context.Context, r io.Reader, root *os.File, written func(bytes int64)) error {
 	tail := &tailReader{r: r}
-	u := newUntar(root, tail, settled)
+	u := newUntar(root, tail, written)
 	u.layer = &layer{made: map[string]bool{}}
 	return u.run(ctx, tail)
 }

@@ -271,7 +271,7 @@ func (e *engine) unpackLayer(ctx context.Context, l v1.Layer, ready <-chan *os.F
 		return fmt.Errorf("%w: %w", ErrArchive, err)
 	}
 	defer func() { _ = in.Close() }()
-	return applyLayer(ctx, in, b.f, e.settled(b))
+	return applyLayer(ctx, in, b.f, e.writer(b))
 }
 
 // fetchLayer downloads a layer, or takes the one that is kept. The library

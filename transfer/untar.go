@@ -23,15 +23,16 @@ const maxDirTimes = 500_000
 // as if root were "/", so that no entry can reach outside of it. A later entry
 // replaces an earlier one of the same name. Names appear in the order of the
 // archive; the contents of small files follow from other goroutines. When
-// settled is not nil it is told of each regular file that is complete.
-func Untar(ctx context.Context, r io.Reader, root *os.File, settled func(fd int, size int64)) error {
+// written is not nil it is told of the size of each regular file that is
+// complete, from any goroutine.
+func Untar(ctx context.Context, r io.Reader, root *os.File, written func(bytes int64)) error {
 	tail := &tailReader{r: r}
-	u := newUntar(root, tail, settled)
+	u := newUntar(root, tail, written)
 	return u.run(ctx, tail)
 }
 
-func newUntar(root *os.File, r io.Reader, settled func(fd int, size int64)) *untar {
-	return &untar{root: root, tr: tar.NewReader(r), buf: make([]byte, 256<<10), names: newNames(), fill: newFiller(settled)}
+func newUntar(root *os.File, r io.Reader, written func(bytes int64)) *untar {
+	return &untar{root: root, tr: tar.NewReader(r), buf: make([]byte, 256<<10), names: newNames(), fill: newFiller(written), self: ownCreator()}
 }
 
 func (u *untar) run(ctx context.Context, tail *tailReader) error {
@@ -131,6 +132,8 @@ type untar struct {
 	// The directory of the last entry stays open: entries come directory by directory.
 	parentPath string
 	parent     *os.File
+	inherits   inheritance
+	self       creator
 	dirs       []dirTime
 	late       []lateACL
 	names      *nameTable
@@ -173,27 +176,6 @@ func shorten(name string) string {
 		return name[:120] + "…"
 	}
 	return name
-}
-
-// openParent opens the directory for an entry, and makes it where it is missing.
-func (u *untar) openParent(dir string) (*os.File, error) {
-	if u.parent != nil && u.parentPath == dir {
-		return u.parent, nil
-	}
-	u.forget()
-	if dir == "" {
-		u.parent = u.root
-		return u.root, nil
-	}
-	f, err := sys.OpenIn(int(u.root.Fd()), dir, unix.O_RDONLY|unix.O_DIRECTORY)
-	if errors.Is(err, unix.ENOENT) {
-		f, err = u.makeParents(dir)
-	}
-	if err != nil {
-		return nil, err
-	}
-	u.parent, u.parentPath = f, dir
-	return f, nil
 }
 
 func (u *untar) makeParents(dir string) (*os.File, error) {
@@ -352,7 +334,7 @@ func (u *untar) makeDirectory(h *tar.Header, parent *os.File, dir, base string) 
 	}
 	// Its entries come next, most likely.
 	u.forget()
-	u.parent, u.parentPath = made, path.Join(dir, base)
+	u.enter(made, path.Join(dir, base))
 	return nil
 }
 
@@ -399,60 +381,6 @@ func (u *untar) hardlink(target string, at int, base string) error {
 		return fmt.Errorf("%w: its target %q does not exist", ErrArchive, shorten(target))
 	}
 	return err
-}
-
-func (u *untar) regular(ctx context.Context, h *tar.Header, at int, base string) error {
-	fail := func(what string, err error) error {
-		return fmt.Errorf("unpack %q: %s: %w", shorten(h.Name), what, err)
-	}
-	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	fd, err := unix.Openat(at, base, flags, 0o600)
-	if errors.Is(err, unix.EEXIST) {
-		if err := makeRoom(at, base); err != nil {
-			return fail("replace", err)
-		}
-		fd, err = unix.Openat(at, base, flags, 0o600)
-	}
-	if err != nil {
-		return fail("create", err)
-	}
-	if h.Size <= smallFile {
-		buf := u.fill.buffer()
-		n, err := io.ReadFull(u.tr, buf[:h.Size])
-		if err != nil {
-			u.fill.release(buf)
-			_ = unix.Close(fd)
-			return archiveError("unpack %q", shorten(h.Name), err)
-		}
-		u.fill.put(piece{fd: fd, buf: buf, n: n, header: h})
-		return nil
-	}
-	file := os.NewFile(uintptr(fd), base)
-	defer func() { _ = file.Close() }()
-	sparse := &sparseWriter{f: file}
-	for left := h.Size; left > 0; {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := io.ReadFull(u.tr, u.buf[:min(int64(len(u.buf)), left)])
-		if _, werr := sparse.Write(u.buf[:n]); werr != nil {
-			return fail("write", werr)
-		}
-		if err != nil {
-			return archiveError("unpack %q", shorten(h.Name), err)
-		}
-		left -= int64(n)
-	}
-	if err := sparse.finish(); err != nil {
-		return fail("write", err)
-	}
-	if err := setFileAttributes(fd, h); err != nil {
-		return fail("set attributes", err)
-	}
-	if u.fill.settled != nil {
-		u.fill.settled(fd, h.Size)
-	}
-	return nil
 }
 
 // finish gives files the ACLs that name users, and directories what making
