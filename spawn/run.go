@@ -501,11 +501,20 @@ func signalName(sig syscall.Signal) string {
 }
 
 // inBackground calls f at once on a goroutine of its own; the returned function
-// waits for what it returns.
+// waits for what it returns. It never runs f itself: its caller may be a thread
+// in other namespaces.
 func inBackground[T any](f func() (T, error)) func() (T, error) {
-	result := sync.OnceValues(f)
-	go func() { _, _ = result() }()
-	return result
+	var value T
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		value, err = f()
+	}()
+	return func() (T, error) {
+		<-done
+		return value, err
+	}
 }
 
 func (m *machine) closeExe() {

@@ -40,6 +40,9 @@ type getentSpec struct {
 // system call filter, without a way to more, and nothing of it is left when the
 // payload starts.
 func (in *inner) getent(database, key string) (string, error) {
+	if strings.HasPrefix(key, "-") {
+		return "", fmt.Errorf("name %q starts with a dash", key)
+	}
 	program := ""
 	for _, p := range []string{"/usr/bin/getent", "/bin/getent"} {
 		if in.root.exists(p) {
@@ -54,7 +57,7 @@ func (in *inner) getent(database, key string) (string, error) {
 		return "", errors.New("the image has no getent program")
 	}
 	spec, err := json.Marshal(getentSpec{
-		Program: program, Args: []string{"getent", database, "--", key}, Seccomp: in.plan.Seccomp,
+		Program: program, Args: []string{"getent", database, key}, Seccomp: in.plan.Seccomp,
 	})
 	if err != nil {
 		return "", err
