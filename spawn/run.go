@@ -500,9 +500,9 @@ func signalName(sig syscall.Signal) string {
 	return strconv.Itoa(int(sig))
 }
 
-// inBackground calls f at once on a goroutine of its own; the returned function
-// waits for what it returns. It never runs f itself: its caller may be a thread
-// in other namespaces.
+// inBackground calls f at once on a goroutine of its own, never on that of a
+// caller, whose thread may be in another mount namespace by then. The returned
+// function waits for what it returns.
 func inBackground[T any](f func() (T, error)) func() (T, error) {
 	var value T
 	var err error
