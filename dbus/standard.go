@@ -82,7 +82,7 @@ func (t *Tree) find(ctx context.Context, c *Call) (*Method, any, error) {
 			continue
 		}
 		if i == introspectable || i == properties {
-			if f.implicit && i == properties {
+			if f.implicit && f.children == nil && i == properties {
 				break
 			}
 			return m, f, nil

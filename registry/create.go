@@ -25,6 +25,9 @@ func (r *Registry) Register(ctx context.Context, req CreateRequest) (Machine, er
 	if err := r.Check(req); err != nil {
 		return Machine{}, err
 	}
+	if err := r.mayRegister(req); err != nil {
+		return Machine{}, err
+	}
 	unitName, subgroup, err := r.unitOf(req.Leader.PID())
 	if err != nil {
 		return Machine{}, fmt.Errorf("find unit of process %d: %w", req.Leader.PID(), err)

@@ -135,16 +135,16 @@ func (r *Registry) unitEvent(ev unit.Event) {
 	}
 }
 
-// Unregister forgets a machine. Its processes stay.
+// Unregister forgets a machine. Its processes stay. For .host there is nothing
+// to do: it is known always.
 func (r *Registry) Unregister(_ context.Context, name string) error {
 	e, err := r.find(name)
 	if err != nil {
 		return err
 	}
-	if e == nil {
-		return &detailError{kind: ErrNotSupported, text: "The host can't be unregistered"}
+	if e != nil {
+		r.finalize(e)
 	}
-	r.finalize(e)
 	return nil
 }
 

@@ -205,7 +205,8 @@ func quoteName(name string) string {
 	if ValidName(name) || name == HostName {
 		return "'" + name + "'"
 	}
-	return clip(name)
+	quoted, rest, _ := strings.Cut(clip(name), "...")
+	return "'" + strings.Trim(quoted, `"`) + "'" + rest // the quotes that clients know
 }
 
 // snapshot needs mu.

@@ -49,7 +49,8 @@ const (
 
 // Check validates a request in the order in which clients expect complaints;
 // the last thing it looks at is whether the name is free. It is what a caller
-// does before it asks for authorisation; Create and Register do it again.
+// does before it asks for authorisation; Create and Register do it again. A
+// leader that is nil is not known yet.
 func (r *Registry) Check(req CreateRequest) error {
 	if req.Name == HostName || !ValidName(req.Name) {
 		return invalid("Invalid machine name %s: a machine name has 1 to %d characters, labels of letters, digits and '-' joined by single dots", clip(req.Name), MaxNameBytes)
@@ -69,8 +70,11 @@ func (r *Registry) Check(req CreateRequest) error {
 	default:
 		return invalid("Invalid machine class parameter %s", clip(string(req.Class)))
 	}
-	if req.Leader == nil || req.Leader.PID() == 1 {
+	if req.Leader != nil && req.Leader.PID() == 1 {
 		return invalid("Invalid leader PID")
+	}
+	if req.RootDirectory != "" && !filepath.IsAbs(req.RootDirectory) {
+		return invalid("Root directory must be empty or an absolute path, not %s", clip(req.RootDirectory))
 	}
 	if err := checkPath("root directory", req.RootDirectory); err != nil {
 		return err
@@ -122,6 +126,9 @@ func checkText(what, s string, limit int) error {
 
 // mayRegister is the ownership check: nobody registers another one's process.
 func (r *Registry) mayRegister(req CreateRequest) error {
+	if req.Leader == nil {
+		return invalid("Invalid leader PID")
+	}
 	sender := req.Sender
 	if r.cfg.User {
 		if sender.UID == r.cfg.UID || sender.UID == 0 {

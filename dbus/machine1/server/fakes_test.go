@@ -74,7 +74,7 @@ func (r *fakeRegistry) note(format string, args ...any) {
 }
 
 func (r *fakeRegistry) Check(req registry.CreateRequest) error {
-	if !registry.ValidName(req.Name) || req.Leader == nil {
+	if !registry.ValidName(req.Name) || req.Leader != nil && req.Leader.PID() == 1 {
 		return fmt.Errorf("name %q: %w", req.Name, registry.ErrInvalid)
 	}
 	if _, err := r.Get(req.Name); err == nil {

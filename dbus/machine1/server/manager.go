@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"math"
 
 	"machined/dbus"
 	"machined/dbus/machine1"
@@ -91,6 +92,9 @@ func (s *Server) getMachine(_ context.Context, _ *dbus.Call, m registry.Machine)
 }
 
 func (s *Server) getMachineByPID(ctx context.Context, c *dbus.Call, _ any) ([]any, error) {
+	if c.Uint32(0) > math.MaxInt32 {
+		return nil, dbus.Errorf(dbus.ErrorInvalidArgs, "Invalid argument: PID %d", c.Uint32(0))
+	}
 	pid := int(c.Uint32(0))
 	if pid == 0 {
 		creds, err := c.Credentials(ctx)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	godbus "github.com/godbus/dbus/v5"
@@ -177,18 +178,24 @@ func (s *Server) enter(ctx context.Context, c *dbus.Call, r *registration, actio
 	if err != nil {
 		return nil, err
 	}
-	caller, err := creds.Process()
-	if err != nil {
-		return nil, err
-	}
-	defer caller.Close()
-	// The plain mistakes first: all that does not need to look at the leader.
-	r.Leader = caller
+	// The plain mistakes first: all that does not need to look at a process.
 	if r.leader == 1 {
-		r.Leader = nil
+		if r.Leader, err = sys.OpenProcess(1); err != nil {
+			return nil, err
+		}
+		defer r.Leader.Close()
 	}
 	if err := s.reg.Check(r.CreateRequest); err != nil {
 		return nil, err
+	}
+	// A caller outside of our PID namespace has no process that we can name. It
+	// may name another one.
+	caller, err := creds.Process()
+	if err != nil && (creds.PID != 0 || r.leader == 0 && r.leaderFD < 0) {
+		return nil, err
+	}
+	if caller != nil {
+		defer caller.Close()
 	}
 	leader, err := r.pinLeader(caller)
 	if err != nil {
@@ -199,7 +206,7 @@ func (s *Server) enter(ctx context.Context, c *dbus.Call, r *registration, actio
 	if leader.PID() == 1 {
 		return nil, invalid("Invalid leader PID")
 	}
-	if leader.PID() != caller.PID() {
+	if caller != nil && leader.PID() != caller.PID() {
 		r.Supervisor = caller
 	}
 	if err := s.authorize(ctx, c, action, details{"name", r.Name, "class", r.class}); err != nil {
@@ -227,8 +234,11 @@ func (r *registration) pinLeader(caller *sys.Process) (*sys.Process, error) {
 	default:
 		return caller.Dup()
 	}
-	if err != nil {
-		return nil, fmt.Errorf("Failed to pin process %d: %w", r.leader, err) //nolint:staticcheck // stock's text
+	switch {
+	case errors.Is(err, unix.ESRCH) && r.leader != 0:
+		return nil, dbus.Errorf(dbus.ErrnoName(unix.ESRCH), "Failed to pin process %d: No such process", r.leader)
+	case err != nil:
+		return nil, fmt.Errorf("pin leader of machine %q: %w", r.Name, err)
 	}
 	if r.leader != 0 && p.PID() != int(r.leader) || r.fdID != 0 && p.FDID() != r.fdID {
 		p.Close()
