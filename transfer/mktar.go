@@ -17,30 +17,142 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// packSmall is the largest file whose content is read ahead of the archive, in
+// bytes, and packAhead how many such files wait.
+const (
+	packSmall = 128 << 10
+	packAhead = 32
+)
+
 // Tar writes the tree below root, an open directory, as an archive. done is told
 // how many bytes of files have been read so far. Sockets are left out, as by
-// tar(1), and so is what is mounted on the tree.
+// tar(1), and so is what is mounted on the tree. The tree is read from a goroutine
+// of its own while what was read is written.
 func Tar(ctx context.Context, root *os.File, w io.Writer, done func(bytes int64)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	m := &mktar{ctx: ctx, links: map[[2]uint64]string{}, items: make(chan packItem, packAhead), free: make(chan []byte, packAhead+2)}
+	for range cap(m.free) {
+		m.free <- nil
+	}
+	walked := make(chan error, 1)
+	go func() {
+		defer close(m.items)
+		walked <- m.node(root, root, ".")
+	}()
+	err := m.write(w, done)
+	cancel()
+	for item := range m.items {
+		m.release(item)
+	}
+	// When the walk fails, the archive only lacks what could not be read.
+	if walkErr := <-walked; walkErr != nil && (err == nil || !errors.Is(walkErr, context.Canceled)) {
+		return walkErr
+	}
+	return err
+}
+
+// packItem is an entry with its content, or with the open file for it.
+type packItem struct {
+	header *tar.Header
+	data   []byte
+	file   *os.File
+}
+
+type mktar struct {
+	ctx   context.Context //nolint:containedctx // lives as long as one archive
+	links map[[2]uint64]string
+	items chan packItem
+	free  chan []byte
+}
+
+func (m *mktar) release(item packItem) {
+	if item.data != nil {
+		m.free <- item.data
+	}
+	if item.file != nil {
+		_ = item.file.Close()
+	}
+}
+
+// put hands an entry to the writer.
+func (m *mktar) put(item packItem) error {
+	select {
+	case m.items <- item:
+		return nil
+	case <-m.ctx.Done():
+		m.release(item)
+		return m.ctx.Err()
+	}
+}
+
+// write makes the archive of the entries that come.
+func (m *mktar) write(w io.Writer, done func(int64)) error {
 	out := bufio.NewWriterSize(w, 512<<10)
-	m := &mktar{ctx: ctx, tw: tar.NewWriter(out), links: map[[2]uint64]string{}, done: done}
-	if err := m.node(root, root, "."); err != nil {
+	tw := tar.NewWriter(out)
+	total := int64(0)
+	var buf []byte
+	one := func(item packItem) error {
+		defer m.release(item)
+		fail := func(err error) error { return fmt.Errorf("pack %q: %w", shorten(item.header.Name), err) }
+		if err := tw.WriteHeader(item.header); err != nil {
+			return fail(err)
+		}
+		size := item.header.Size
+		if item.file == nil {
+			if _, err := tw.Write(item.data[:size]); err != nil {
+				return fail(err)
+			}
+			total += size
+			done(total)
+			return nil
+		}
+		if buf == nil {
+			buf = make([]byte, 512<<10)
+		}
+		for left := size; left > 0; {
+			if err := m.ctx.Err(); err != nil {
+				return err
+			}
+			part := buf[:min(left, int64(len(buf)))]
+			if err := readPadded(item.file, part); err != nil {
+				return fail(err)
+			}
+			if _, err := tw.Write(part); err != nil {
+				return fail(err)
+			}
+			left -= int64(len(part))
+			total += int64(len(part))
+			done(total)
+		}
+		return nil
+	}
+	for item := range m.items {
+		if err := one(item); err != nil {
+			return err
+		}
+	}
+	if err := m.ctx.Err(); err != nil {
 		return err
 	}
-	if err := m.tw.Close(); err != nil {
+	if err := tw.Close(); err != nil {
 		return err
 	}
 	return out.Flush()
 }
 
-type mktar struct {
-	ctx   context.Context
-	tw    *tar.Writer
-	links map[[2]uint64]string
-	total int64
-	done  func(int64)
+// readPadded fills b: a file that shrank meanwhile is filled up with zeros, and
+// one that grew is cut by its reader, because its size is written already.
+func readPadded(f *os.File, b []byte) error {
+	n, err := io.ReadFull(f, b)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		clear(b[n:])
+		return nil
+	}
+	return err
 }
 
-// node writes the entry for one file, and those below a directory.
+// node makes the entry for one file, and those below a directory.
 func (m *mktar) node(root, node *os.File, name string) error {
 	if err := m.ctx.Err(); err != nil {
 		return err
@@ -59,16 +171,14 @@ func (m *mktar) node(root, node *os.File, name string) error {
 		id := [2]uint64{st.Dev, st.Ino}
 		if first, ok := m.links[id]; ok {
 			h.Typeflag, h.Linkname = tar.TypeLink, first
-			if err := m.tw.WriteHeader(h); err != nil {
-				return fail(err)
-			}
-			return nil
+			return m.put(packItem{header: h})
 		}
 		m.links[id] = name
 	}
 	switch kind {
 	case unix.S_IFREG:
 		h.Typeflag, h.Size = tar.TypeReg, st.Size
+		return m.regular(node, h)
 	case unix.S_IFDIR:
 		h.Typeflag, h.Name = tar.TypeDir, name+"/"
 	case unix.S_IFLNK:
@@ -92,54 +202,46 @@ func (m *mktar) node(root, node *os.File, name string) error {
 	if kind != unix.S_IFLNK {
 		h.PAXRecords = records(sys.FDPath(node))
 	}
-	if kind != unix.S_IFREG {
-		if err := m.tw.WriteHeader(h); err != nil {
-			return fail(err)
-		}
-		if kind == unix.S_IFDIR {
-			return m.children(root, node, name)
-		}
-		return nil
+	if err := m.put(packItem{header: h}); err != nil {
+		return err
 	}
+	if kind == unix.S_IFDIR {
+		return m.children(root, node, name)
+	}
+	return nil
+}
+
+// regular makes the entry for a regular file, which is only looked at so far:
+// opening anything else could do something.
+func (m *mktar) regular(node *os.File, h *tar.Header) error {
+	fail := func(err error) error { return fmt.Errorf("pack %q: %w", shorten(h.Name), err) }
 	file, err := sys.Reopen(node, unix.O_RDONLY)
 	if err != nil {
 		return fail(err)
 	}
+	h.PAXRecords = recordsOf(fdAttributes(int(file.Fd())))
+	if h.Size > packSmall {
+		return m.put(packItem{header: h, file: file})
+	}
 	defer func() { _ = file.Close() }()
-	if err := m.tw.WriteHeader(h); err != nil {
+	if h.Size == 0 {
+		return m.put(packItem{header: h})
+	}
+	var data []byte
+	select {
+	case data = <-m.free:
+	case <-m.ctx.Done():
+		return m.ctx.Err()
+	}
+	if data == nil {
+		data = make([]byte, packSmall)
+	}
+	item := packItem{header: h, data: data}
+	if err := readPadded(file, data[:h.Size]); err != nil {
+		m.release(item)
 		return fail(err)
 	}
-	return m.content(file, name, st.Size)
-}
-
-// content copies exactly size bytes: a file that shrank is filled up with zeros,
-// one that grew is cut.
-func (m *mktar) content(file *os.File, name string, size int64) error {
-	if size == 0 {
-		return nil
-	}
-	buf := make([]byte, min(size, 256<<10))
-	for left := size; left > 0; {
-		if err := m.ctx.Err(); err != nil {
-			return err
-		}
-		n, err := file.Read(buf[:min(left, int64(len(buf)))])
-		if n == 0 && errors.Is(err, io.EOF) {
-			n = int(min(left, int64(len(buf))))
-			clear(buf[:n])
-			err = nil
-		}
-		if err != nil {
-			return fmt.Errorf("pack %q: %w", shorten(name), err)
-		}
-		if _, err := m.tw.Write(buf[:n]); err != nil {
-			return fmt.Errorf("pack %q: %w", shorten(name), err)
-		}
-		left -= int64(n)
-		m.total += int64(n)
-		m.done(m.total)
-	}
-	return nil
+	return m.put(item)
 }
 
 func (m *mktar) children(root, node *os.File, name string) error {
@@ -177,10 +279,32 @@ func (m *mktar) children(root, node *os.File, name string) error {
 	return nil
 }
 
-// records reads the extended attributes and ACLs of a file for its header.
+// attributes reads the extended attributes of some file, as llistxattr(2) and
+// lgetxattr(2) do.
+type attributes struct {
+	list func(names []byte) (int, error)
+	get  func(name string, value []byte) (int, error)
+}
+
+func fdAttributes(fd int) attributes {
+	return attributes{
+		list: func(names []byte) (int, error) { return unix.Flistxattr(fd, names) },
+		get:  func(name string, value []byte) (int, error) { return unix.Fgetxattr(fd, name, value) },
+	}
+}
+
+// records is recordsOf for a path.
 func records(path string) map[string]string {
-	names := make([]byte, 4096)
-	n, err := unix.Listxattr(path, names)
+	return recordsOf(attributes{
+		list: func(names []byte) (int, error) { return unix.Listxattr(path, names) },
+		get:  func(name string, value []byte) (int, error) { return unix.Getxattr(path, name, value) },
+	})
+}
+
+// recordsOf reads the extended attributes and ACLs of a file for its header.
+func recordsOf(file attributes) map[string]string {
+	var names [4096]byte
+	n, err := file.list(names[:])
 	if err != nil || n == 0 {
 		return nil
 	}
@@ -191,7 +315,7 @@ func records(path string) map[string]string {
 		if name == "" || name == "security.selinux" || bytes.HasPrefix(raw, []byte("btrfs.")) || bytes.ContainsRune(raw, '=') {
 			continue
 		}
-		size, err := unix.Getxattr(path, name, value)
+		size, err := file.get(name, value)
 		if err != nil {
 			continue
 		}
