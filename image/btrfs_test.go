@@ -14,6 +14,12 @@ import (
 // onBtrfs mounts a fresh btrfs on a loop file for the test.
 func onBtrfs(t *testing.T) string {
 	t.Helper()
+	return onLoop(t, "btrfs", "-q")
+}
+
+// onLoop mounts a fresh file system on a loop file for the test.
+func onLoop(t *testing.T, fstype, quiet string) string {
+	t.Helper()
 	needRoot(t)
 	skip := func(reason string) {
 		if os.Getenv("REQUIRE_ALL") == "1" {
@@ -21,22 +27,22 @@ func onBtrfs(t *testing.T) string {
 		}
 		t.Skip(reason)
 	}
-	if _, err := exec.LookPath("mkfs.btrfs"); err != nil {
-		skip("needs mkfs.btrfs (btrfs-progs)")
+	if _, err := exec.LookPath("mkfs." + fstype); err != nil {
+		skip("needs mkfs." + fstype)
 	}
-	file := filepath.Join(t.TempDir(), "btrfs")
+	file := filepath.Join(t.TempDir(), fstype)
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Truncate(file, 256<<20); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("mkfs.btrfs", "-q", file).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs.btrfs: %v: %s", err, out)
+	if out, err := exec.Command("mkfs."+fstype, quiet, file).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.%s: %v: %s", fstype, err, out)
 	}
 	dir := t.TempDir()
 	if out, err := exec.Command("mount", "-o", "loop", file, dir).CombinedOutput(); err != nil {
-		skip("needs a loop device and btrfs: " + string(out))
+		skip("needs a loop device and " + fstype + ": " + string(out))
 	}
 	t.Cleanup(func() {
 		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {

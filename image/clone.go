@@ -20,6 +20,10 @@ type CloneOptions struct {
 	// NewIdentity gives the clone of a tree a machine id and a host name of its
 	// own where the original has them, so that both may run side by side.
 	NewIdentity bool
+	// Overlay lets the clone share the files of its original by overlayfs, which
+	// takes no time whatever the size. Where that cannot be, as while the original
+	// is in use, the clone is a copy all the same.
+	Overlay bool
 }
 
 // Clone makes an independent copy of an image under newName in the pool: a
@@ -49,6 +53,19 @@ func (s *Store) CloneWith(ctx context.Context, name, newName string, opts CloneO
 	defer lock.Close()
 	if err := os.MkdirAll(s.cfg.PoolDir, 0o700); err != nil {
 		return fail(err)
+	}
+	if opts.Overlay {
+		err := s.cloneLayers(img, newName, opts)
+		switch {
+		case err == nil:
+			if err := s.cloneAuxiliary(ctx, img, newName); err != nil {
+				return fail(err)
+			}
+			return nil
+		case !errors.Is(err, ErrNotSupported) && !errors.Is(err, ErrBusy):
+			return fail(err)
+		}
+		s.log.WithField("image", name).WithError(err).Info("Clone is made by copying.")
 	}
 	c, err := copyImage(ctx, img, s.cfg.PoolDir, newName)
 	if err != nil {

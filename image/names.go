@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"unicode/utf8"
+
+	"machined/internal/overlay"
 )
 
 // nameMax is the longest file name in bytes (NAME_MAX).
@@ -34,8 +36,8 @@ func CheckName(name string) error {
 		return bad("it is longer than 255 bytes")
 	case strings.HasPrefix(name, ".#"):
 		return bad(`names starting with ".#" are temporary files`)
-	case name == SnapshotsDir:
-		return bad("snapshots are kept there")
+	case name == overlay.PrivateDir:
+		return bad("machined keeps what is no image there")
 	case strings.ContainsRune(name, '/'):
 		return bad("it has a slash")
 	case !utf8.ValidString(name):

@@ -91,7 +91,12 @@ func (s *Store) remove(img Image) error {
 	if img.Type == TypeBlock && st.Mode().Type() != fs.ModeSymlink && strings.HasPrefix(img.Path, "/dev/") {
 		return fmt.Errorf("remove image %q: %w", img.Name, ErrNotSupported)
 	}
-	if err := removeAtOnce(img.Path, st); err != nil {
+	if pool, ok := s.layered(img); ok {
+		err = layerError(pool.Remove(img.Name))
+	} else {
+		err = removeAtOnce(img.Path, st)
+	}
+	if err != nil {
 		return fmt.Errorf("remove image %q: %w", img.Name, err)
 	}
 	for _, path := range s.auxiliary(img) {
@@ -184,6 +189,15 @@ func (s *Store) Rename(ctx context.Context, name, newName string) error {
 	if strings.HasSuffix(img.Path, rawSuffix) && img.Type != TypeDirectory && img.Type != TypeSubvolume {
 		target += rawSuffix
 	}
+	if pool, ok := s.layered(img); ok {
+		if err := pool.Rename(name, newName); err != nil {
+			return fail(layerError(err))
+		}
+		if err := s.renameAuxiliary(img, newName); err != nil {
+			return fail(err)
+		}
+		return syncDir(dir)
+	}
 	isLink := false
 	if st, err := os.Lstat(img.Path); err == nil {
 		isLink = st.Mode().Type() == fs.ModeSymlink
@@ -205,18 +219,23 @@ func (s *Store) Rename(ctx context.Context, name, newName string) error {
 	if err != nil {
 		return fail(err)
 	}
+	if err := s.renameAuxiliary(img, newName); err != nil {
+		return fail(err)
+	}
+	return syncDir(dir)
+}
+
+// renameAuxiliary lets what belongs to an image follow it to its new name.
+func (s *Store) renameAuxiliary(img Image, newName string) error {
 	renamed := img
 	renamed.Name = newName
 	from, to := s.auxiliary(img), s.auxiliary(renamed)
 	for i := range from {
 		if err := renameNew(from[i], to[i]); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrExists) {
-			return fail(err)
+			return err
 		}
 	}
-	if err := s.renameSnapshots(name, newName); err != nil {
-		return fail(err)
-	}
-	return syncDir(dir)
+	return s.renameSnapshots(img.Name, newName)
 }
 
 // SetReadOnly marks an image read-only or writable.
@@ -237,7 +256,12 @@ func (s *Store) SetReadOnly(ctx context.Context, name string, readOnly bool) err
 		return fail(err)
 	}
 	defer lock.Close()
-	if err := s.markReadOnly(img, readOnly); err != nil {
+	if pool, ok := s.layered(img); ok {
+		err = pool.SetReadOnly(name, readOnly)
+	} else {
+		err = s.markReadOnly(img, readOnly)
+	}
+	if err != nil {
 		return fail(err)
 	}
 	return nil

@@ -12,11 +12,12 @@ import (
 	"time"
 
 	"machined/internal/btrfs"
+	"machined/internal/overlay"
 )
 
 // SnapshotsDir is where in the pool the snapshots of images are kept, as
-// IMAGE/SNAPSHOT or IMAGE/SNAPSHOT.raw. It is no image, and none can have its name.
-const SnapshotsDir = ".snapshots"
+// IMAGE/SNAPSHOT or IMAGE/SNAPSHOT.raw.
+const SnapshotsDir = overlay.PrivateDir + "/snapshots"
 
 // ErrNoSuchSnapshot is wrapped with the names of the image and of the snapshot.
 var ErrNoSuchSnapshot = errors.New("no such snapshot")
@@ -266,6 +267,12 @@ func (s *Store) Rollback(ctx context.Context, name, snap string) (string, error)
 	if err != nil {
 		return fail(err)
 	}
+	if _, ok := s.layered(img); ok {
+		if err := s.replaceLayers(ctx, img, from); err != nil {
+			return fail(err)
+		}
+		return snap, nil
+	}
 	c, err := copyImage(ctx, from, filepath.Dir(place), name)
 	if err != nil {
 		return fail(err)
@@ -332,6 +339,7 @@ func (s *Store) Prune(ctx context.Context, name string, snaps []string, keep int
 	}
 	_ = os.Remove(dir) // when it is empty
 	_ = os.Remove(filepath.Dir(dir))
+	_ = os.Remove(filepath.Dir(filepath.Dir(dir)))
 	return removed, nil
 }
 
@@ -362,5 +370,6 @@ func (s *Store) removeSnapshots(name string) error {
 	}
 	_ = os.Remove(dir)
 	_ = os.Remove(filepath.Dir(dir))
+	_ = os.Remove(filepath.Dir(filepath.Dir(dir)))
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"machined/internal/btrfs"
+	"machined/internal/overlay"
 	"machined/internal/pathlock"
 
 	"golang.org/x/sys/unix"
@@ -81,9 +82,10 @@ func CleanTemporary(dir string) error {
 }
 
 // CleanTemporary removes what killed operations left in the pool and on the
-// search path. It is called once at start.
+// search path, and mounts the images that are kept as layers. It is called once
+// at start.
 func (s *Store) CleanTemporary() error {
-	var errs []error
+	errs := []error{overlay.Pool(s.cfg.PoolDir).Recover()}
 	dirs := append([]string{s.cfg.PoolDir, filepath.Join(s.cfg.PoolDir, SnapshotsDir)}, s.cfg.SearchPath...)
 	if of, err := filepath.Glob(filepath.Join(s.cfg.PoolDir, SnapshotsDir, "*")); err == nil {
 		dirs = append(dirs, of...)

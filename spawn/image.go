@@ -14,6 +14,7 @@ import (
 
 	"machined/internal/gpt"
 	"machined/internal/loopdev"
+	"machined/internal/overlay"
 	"machined/internal/pathlock"
 	"machined/internal/treecopy"
 	"machined/spawn/stage"
@@ -76,6 +77,9 @@ func (m *machine) attachImage(ctx context.Context) error {
 	}
 	if resolved == "/" && !o.Ephemeral && o.Volatile != "yes" && o.Volatile != "state" && o.Volatile != "overlay" {
 		return errors.New("Spawning container on root directory is not supported. Consider using --ephemeral, --volatile=yes or --volatile=state.")
+	}
+	if err := overlay.Ensure(resolved); err != nil {
+		return fmt.Errorf("mount image %s: %w", dir, err)
 	}
 	m.root = resolved
 	if err := m.checkTree(dir, resolved); err != nil {

@@ -237,6 +237,7 @@ var mayAct = []struct {
 	{pkg: "spawn/stage", why: "sets machines up"},
 	{pkg: "spawn", calls: []string{"PidfdSendSignal"}, why: "passes signals on to its payload, by pidfd"},
 	{pkg: "internal/netaddr", calls: []string{"Setns"}, why: "reads addresses in a machine's network namespace, on a thread of its own"},
+	{pkg: "internal/overlay", calls: []string{"Fsmount", "MoveMount", "Unmount", "MountSetattr"}, why: "mounts images that are kept as layers"},
 	{pkg: "image", calls: []string{"Fsmount"}, why: "reads what is in a disk image through a read-only mount that is attached nowhere"},
 	{pkg: "internal/cli", calls: []string{"Kill"}, why: "a client ends by the signal that interrupted it: kills itself"},
 	{pkg: "cmd/machine-spawn", calls: []string{"Kill"}, why: "ends by the signal that interrupted it: kills itself"},

@@ -70,6 +70,7 @@ const optionsHelp = `  -h --help                   Show this help
      --read-only              Create read-only bind mount or clone
      --keep-identity          Leave machine ID and host name as they are in a
                               clone
+     --overlay                Clone at once, sharing files by overlayfs
      --keep=INTEGER           Number of snapshots that prune leaves
      --mkdir                  Create directory before bind mounting, if missing
   -n --lines=INTEGER          Number of journal entries to show

@@ -10,8 +10,11 @@ import (
 )
 
 func runClone(a *app, ctx context.Context, args []string) error {
-	if !a.opts.keepIdentity {
-		options := map[string]godbus.Variant{"NewIdentity": godbus.MakeVariant(true), "ReadOnly": godbus.MakeVariant(a.opts.readOnly)}
+	if !a.opts.keepIdentity || a.opts.overlay {
+		options := map[string]godbus.Variant{
+			"NewIdentity": godbus.MakeVariant(!a.opts.keepIdentity), "ReadOnly": godbus.MakeVariant(a.opts.readOnly),
+			"Overlay": godbus.MakeVariant(a.opts.overlay),
+		}
 		err := a.bus.CallSlow(ctx, cli.OwnManager, "CloneImage", []any{args[0], args[1], options})
 		if err == nil {
 			return nil

@@ -30,6 +30,7 @@ type options struct {
 	setenv       []string
 	readOnly     bool
 	keepIdentity bool
+	overlay      bool
 	keep         uint32
 	mkdir        bool
 	lines        uint32
@@ -99,6 +100,7 @@ func (o *options) table(a *app) []cli.Option {
 		{Short: 'E', Long: "setenv", Arg: cli.RequiredArg, Set: o.addEnvironment},
 		{Long: "read-only", Set: set(&o.readOnly, true)},
 		{Long: "keep-identity", Set: set(&o.keepIdentity, true)},
+		{Long: "overlay", Set: set(&o.overlay, true)},
 		{Long: "keep", Arg: cli.RequiredArg, Set: o.setKeep},
 		{Long: "mkdir", Set: set(&o.mkdir, true)},
 		{Short: 'n', Long: "lines", Arg: cli.RequiredArg, Set: o.setLines},

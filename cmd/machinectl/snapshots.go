@@ -74,3 +74,12 @@ func runPrune(a *app, ctx context.Context, args []string) error {
 	a.info("Removed %d snapshots in total.", len(removed))
 	return nil
 }
+
+func runFlatten(a *app, ctx context.Context, names []string) error {
+	for _, name := range names {
+		if err := a.bus.CallSlow(ctx, cli.OwnManager, "FlattenImage", []any{name}); err != nil {
+			return cli.Because("Could not flatten image", err)
+		}
+	}
+	return nil
+}

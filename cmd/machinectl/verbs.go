@@ -45,6 +45,7 @@ func init() {
 		{name: "snapshots", group: groupImages, usage: "[NAME]", short: "List the states of images that were kept", max: 1, run: runSnapshots},
 		{name: "rollback", group: groupImages, usage: "NAME [SNAPSHOT]", short: "Bring an image back to a state that was kept", min: 1, max: 2, changes: true, run: runRollback},
 		{name: "prune", group: groupImages, usage: "NAME [SNAPSHOT...]", short: "Remove old snapshots of an image, or those named", min: 1, max: -1, changes: true, run: runPrune},
+		{name: "flatten", group: groupImages, usage: "NAME...", short: "Make an image independent of those it shares files with", min: 1, max: -1, changes: true, run: runFlatten},
 		{name: "rename", group: groupImages, usage: "NAME NAME", short: "Rename an image", min: 2, max: 2, changes: true, run: runRename},
 		{name: "read-only", group: groupImages, usage: "NAME [BOOL]", short: "Mark or unmark image read-only", min: 1, max: 2, changes: true, run: runReadOnly},
 		{name: "remove", group: groupImages, usage: "NAME...", short: "Remove an image", min: 1, max: -1, changes: true, run: runRemove},

@@ -3,11 +3,13 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
@@ -379,5 +381,16 @@ func imageSnapshots(t *testing.T, h *host.Host, fstype string) {
 	match(t, run("image-status", "web"), `^\s+Hostname: web$`, `^\s+Machine ID: [0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}$`)
 	run("remove", "web")
 	run("prune", "one", "second")
-	h.Shell(t, "test ! -e /var/lib/machines/.snapshots")
+	h.Shell(t, "test ! -e /var/lib/machines/machined.v/snapshots")
+}
+
+// callOwn calls a method of our own Manager1 interface with a deadline.
+func callOwn(conn *godbus.Conn, method string, args ...any) *godbus.Call {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	return conn.Object(busName, busPath).CallWithContext(ctx, "org.machined.Manager1."+method, 0, args...)
+}
+
+func overlayOptions() map[string]godbus.Variant {
+	return map[string]godbus.Variant{"Overlay": godbus.MakeVariant(true)}
 }

@@ -22,6 +22,7 @@ func (s *Server) ownImageMethods() []dbus.Method {
 		{Name: "SnapshotImage", In: args("s name", "s snapshot"), Out: args("s snapshot"), Handler: s.imageByName(s.snapshotImage)},
 		{Name: "ListSnapshots", In: args("s name"), Out: args("a(sstst) snapshots"), Handler: handler(s.listSnapshots)},
 		{Name: "RollbackImage", In: args("s name", "s snapshot"), Out: args("s snapshot"), Handler: s.imageByName(s.rollbackImage)},
+		{Name: "FlattenImage", In: args("s name"), Handler: s.imageByName(s.flattenImage)},
 		{Name: "PruneSnapshots", In: args("s name", "as snapshots", "u keep"), Out: args("as removed"), Handler: handler(s.pruneSnapshots)},
 	}
 }
@@ -40,6 +41,8 @@ func (s *Server) cloneImageWith(ctx context.Context, c *dbus.Call, img image.Ima
 			opts.ReadOnly = on
 		case ok && key == "NewIdentity":
 			opts.NewIdentity = on
+		case ok && key == "Overlay":
+			opts.Overlay = on
 		default:
 			return nil, invalid("Unknown option '%.64s' of type '%s'", key, value.Signature())
 		}
@@ -100,6 +103,13 @@ func (s *Server) rollbackImage(ctx context.Context, c *dbus.Call, img image.Imag
 	}
 	used, err := s.images.Rollback(ctx, img.Name, snap)
 	return []any{used}, err
+}
+
+func (s *Server) flattenImage(ctx context.Context, c *dbus.Call, img image.Image) ([]any, error) {
+	if err := s.authorize(ctx, c, actionManageImages, details{"image", img.Name, "verb", "flatten"}); err != nil {
+		return nil, err
+	}
+	return nil, s.images.Flatten(ctx, img.Name)
 }
 
 func (s *Server) pruneSnapshots(ctx context.Context, c *dbus.Call, _ any) ([]any, error) {
