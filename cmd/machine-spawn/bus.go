@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	godbus "github.com/godbus/dbus/v5"
 
@@ -194,6 +195,10 @@ func (b *bus) Scope(ctx context.Context, r spawn.Registration) (bool, error) {
 	if err := conn.AddMatchSignalContext(ctx, match...); err != nil {
 		return false, err
 	}
+	match = []godbus.MatchOption{godbus.WithMatchInterface(managerName), godbus.WithMatchMember("UnitRemoved")}
+	if err := conn.AddMatchSignalContext(ctx, match...); err != nil {
+		return false, err
+	}
 	props := append([]property{
 		{"Description", godbus.MakeVariant("Container " + r.Name)},
 		{"PIDs", godbus.MakeVariant([]uint32{uint32(r.Leader)})},
@@ -208,11 +213,18 @@ func (b *bus) Scope(ctx context.Context, r spawn.Registration) (bool, error) {
 		return false, plain(err)
 	}
 	var job godbus.ObjectPath
-	call := manager.CallWithContext(ctx, managerName+".StartTransientUnit", 0, scopeName(r.Name), "fail", props, []struct {
-		Name  string
-		Props []property
-	}{})
-	if err := call.Store(&job); err != nil {
+	start := func() error {
+		return manager.CallWithContext(ctx, managerName+".StartTransientUnit", 0, scopeName(r.Name), "fail", props, []struct {
+			Name  string
+			Props []property
+		}{}).Store(&job)
+	}
+	err = start()
+	var e godbus.Error
+	if errors.As(err, &e) && e.Name == systemdName+".UnitExists" && unitEnds(ctx, signals, scopeName(r.Name)) {
+		err = start() // the last run's scope has gone meanwhile
+	}
+	if err != nil {
 		return false, plain(err)
 	}
 	for {
@@ -221,7 +233,7 @@ func (b *bus) Scope(ctx context.Context, r spawn.Registration) (bool, error) {
 			if s == nil {
 				return false, errors.New("connection to the bus is gone")
 			}
-			if len(s.Body) < 4 || s.Body[1] != job {
+			if s.Name != managerName+".JobRemoved" || len(s.Body) < 4 || s.Body[1] != job {
 				continue
 			}
 			if result, _ := s.Body[3].(string); result != "done" {
@@ -230,6 +242,30 @@ func (b *bus) Scope(ctx context.Context, r spawn.Registration) (bool, error) {
 			return true, nil
 		case <-ctx.Done():
 			return false, ctx.Err()
+		}
+	}
+}
+
+// endPatience is how long the scope of a run that is over may take to go away.
+const endPatience = 2 * time.Second
+
+// unitEnds waits until PID 1 has forgotten a unit.
+func unitEnds(ctx context.Context, signals <-chan *godbus.Signal, name string) bool {
+	timeout := time.NewTimer(endPatience)
+	defer timeout.Stop()
+	for {
+		select {
+		case s := <-signals:
+			if s == nil {
+				return false
+			}
+			if s.Name == managerName+".UnitRemoved" && len(s.Body) > 0 && s.Body[0] == name {
+				return true
+			}
+		case <-timeout.C:
+			return true // perhaps it was gone before we listened
+		case <-ctx.Done():
+			return false
 		}
 	}
 }

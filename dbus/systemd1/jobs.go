@@ -50,7 +50,11 @@ func (b *Backend) StartScope(ctx context.Context, s unit.Scope) (unit.Job, error
 		if err != nil {
 			return unit.Job{}, err
 		}
-		return b.startJob(ctx, s.Name, "StartTransientUnit", s.Name, "fail", props, []aux{})
+		job, err := b.startJob(ctx, s.Name, "StartTransientUnit", s.Name, "fail", props, []aux{})
+		if isError(err, unitExists) && b.outlast(ctx, s.Name) {
+			job, err = b.startJob(ctx, s.Name, "StartTransientUnit", s.Name, "fail", props, []aux{})
+		}
+		return job, err
 	}
 	if !b.numbersOnly.Load() {
 		job, err := start(property{"PIDFDs", godbus.MakeVariant([]godbus.UnixFD{godbus.UnixFD(s.Leader.FD())})})

@@ -29,6 +29,7 @@ const (
 	unitIface      = busName + ".Unit"
 	propertiesGet  = "org.freedesktop.DBus.Properties.Get"
 	noSuchUnit     = busName + ".NoSuchUnit"
+	unitExists     = busName + ".UnitExists"
 	unknownObject  = "org.freedesktop.DBus.Error.UnknownObject"
 	unknownMethod  = "org.freedesktop.DBus.Error.UnknownMethod"
 	unknownProp    = "org.freedesktop.DBus.Error.UnknownProperty"
@@ -67,6 +68,7 @@ type Backend struct {
 	// early keeps how jobs ended whose number we have not been told yet: the
 	// signal may overtake our reading of the reply.
 	early     map[godbus.ObjectPath]string
+	leaving   map[string][]chan struct{} // closed when PID 1 forgets the unit
 	inCall    int
 	event     func(unit.Event)
 	watchDone chan struct{}
@@ -84,6 +86,8 @@ func New(ctx context.Context, cfg Config) (*Backend, error) {
 		slots: make(chan struct{}, maxCalls),
 		jobs:  map[godbus.ObjectPath]*pendingJob{},
 		early: map[godbus.ObjectPath]string{},
+
+		leaving: map[string][]chan struct{}{},
 	}
 	conn, signals, err := b.connect(ctx)
 	if err != nil {
@@ -224,6 +228,7 @@ func (b *Backend) handle(s *godbus.Signal) {
 		var name string
 		var path godbus.ObjectPath
 		if godbus.Store(s.Body, &name, &path) == nil {
+			b.left(name)
 			b.emit(unit.Event{Unit: name})
 		}
 	case managerIface + ".Reloading":

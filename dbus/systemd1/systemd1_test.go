@@ -31,6 +31,10 @@ type fakePID1 struct {
 	props []string
 	stops []string
 	calls int // of StartTransientUnit
+	// left is how often a scope of that name is still there; ends says that it
+	// goes away after having been asked for.
+	left int
+	ends bool
 }
 
 func (f *fakePID1) iface() *dbus.Interface {
@@ -45,7 +49,17 @@ func (f *fakePID1) iface() *dbus.Interface {
 func (f *fakePID1) startTransientUnit(_ context.Context, c *dbus.Call, _ any) ([]any, error) {
 	f.mu.Lock()
 	f.calls++
+	left := f.left
+	f.left--
 	f.mu.Unlock()
+	if left > 0 {
+		if f.ends {
+			time.AfterFunc(20*time.Millisecond, func() {
+				_ = f.conn.Emit(managerPath, managerIface+".UnitRemoved", c.String(0), pathOfUnit(c.String(0)))
+			})
+		}
+		return nil, dbus.Errorf(unitExists, "Unit %s was already loaded or has a fragment file.", c.String(0))
+	}
 	var names []string
 	props, _ := c.Args[2].([][]any)
 	for _, p := range props {
@@ -122,6 +136,35 @@ func scope(t *testing.T) unit.Scope {
 	}
 	t.Cleanup(p.Close)
 	return unit.Scope{Name: "machine-x.scope", Description: "Container x", Slice: unit.Slice, Leader: p}
+}
+
+// TestScopeOfLastRun has a machine start again before PID 1 has forgotten its
+// last scope.
+func TestScopeOfLastRun(t *testing.T) {
+	f := &fakePID1{result: "done", left: 1, ends: true}
+	b := start(t, f)
+	job, err := b.StartScope(t.Context(), scope(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-job.Done; err != nil {
+		t.Error(err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.calls != 2 {
+		t.Errorf("got %d calls, want 2", f.calls)
+	}
+}
+
+// TestScopeTaken has a scope of the name that stays.
+func TestScopeTaken(t *testing.T) {
+	b := start(t, &fakePID1{result: "done", left: 2})
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := b.StartScope(ctx, scope(t)); !isError(err, unitExists) {
+		t.Errorf("got %v, want %s", err, unitExists)
+	}
 }
 
 // TestPIDFDsAreTriedOnce has a PID 1 without them asked for them once only, but
