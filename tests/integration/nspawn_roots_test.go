@@ -1,0 +1,74 @@
+//go:build integration
+
+package integration
+
+import (
+	"testing"
+
+	"machined/tests/host"
+)
+
+// TestNspawnRoots has the ways to a machine's root, and what is left of changes to it.
+func TestNspawnRoots(t *testing.T) {
+	onHosts(t, func(t *testing.T, h *host.Host) {
+		nspawnRows(t, h, []nspawnRow{
+			{name: "template is copied once", script: `N="systemd-nspawn -q --register=no --pipe"
+				$N --template=$T -D $W/new sh -c 'echo mine >/etc/mark; cat /etc/os-release'; [ -e new/etc/mark ] && [ ! -e $T/etc/mark ]
+				$N --template=$T -D $W/new cat /etc/mark`, out: []string{`^ID=busybox`, `^mine$`}},
+			{name: "template by name of an image", script: `systemd-nspawn -q --register=no --pipe --template=bb -M fresh cat /etc/os-release; ls /var/lib/machines; rm -rf /var/lib/machines/fresh`,
+				out: []string{`^ID=busybox`, `^fresh$`}, stock: never},
+			{name: "template with an image", script: `systemd-nspawn -q --register=no --template=$T -i $W/x.raw true`, exit: 1},
+			{name: "template that is not there", script: `systemd-nspawn -q --register=no --template=$W/none -D $W/new true; e=$?; ls -A; exit $e`, exit: 1, not: []string{`^new$`}},
+			{name: "ephemeral", script: `$S --pipe -x sh -c 'echo x >/etc/gone; cat /etc/gone'; [ ! -e $T/etc/gone ]; ls -A /var/lib/machines`,
+				out: []string{`^x$`}, not: []string{`\.#`}},
+			{name: "ephemeral of a template", script: `systemd-nspawn -q --register=no --pipe -x --template=$T sh -c 'echo x >/etc/gone; cat /etc/gone'; [ ! -e $T/etc/gone ]`, out: []string{`^x$`}},
+			{name: "ephemeral in a user namespace", script: `$S --pipe -x -U sh -c 'echo x >/etc/gone; stat -c %u /etc/gone /bin/sh'; [ ! -e $T/etc/gone ]`, out: []string{`^0\n0$`}},
+			{name: "ephemeral name", script: `$S --pipe -x hostname`, out: []string{`^bb-[0-9a-f]{16}$`}},
+			{name: "ephemeral of the host", script: `systemd-nspawn -q --register=no --pipe -D / --volatile=yes sh -c 'touch /x; ls /usr/bin/systemd-nspawn'; [ ! -e /x ]`, out: []string{`^/usr/bin/systemd-nspawn$`}},
+			{name: "the host itself", script: `systemd-nspawn -q --register=no -D / true`, exit: 1},
+			{name: "read-only", script: `$S --pipe --read-only sh -c 'touch /etc/x; touch /tmp/x && echo tmp'; [ ! -e $T/etc/x ]`, out: []string{`Read-only file system`, `^tmp$`}},
+			{name: "read-only in a user namespace", script: `$S --pipe --read-only -U touch /etc/x`, exit: 1, out: []string{`Read-only`}},
+			{name: "image", script: `truncate -s 160M i.raw; mkfs.btrfs -q --rootdir $T i.raw; N="systemd-nspawn -q --register=no --pipe -i $W/i.raw"
+				$N sh -c 'cat /etc/os-release; echo kept >/etc/mark'; $N cat /etc/mark; $N --read-only touch /etc/x; $N -x sh -c 'echo gone >/etc/mark'; $N cat /etc/mark`,
+				out: []string{`^ID=busybox`, `^kept\n(.|\n)*^kept$`, `Read-only`}, not: []string{`^gone$`}},
+			{name: "volatile=yes", script: `cp -a $T v; cd v; for d in bin sbin; do cp -a $d/. usr/$d/; rm -r $d; ln -s usr/$d $d; done
+				systemd-nspawn -q --register=no --pipe --volatile=yes -D $W/v sh -c 'ls -A /etc /home; touch /usr/x; touch /var/y /z && echo fresh'; ls -A $W/v`,
+				out: []string{`Read-only`, `^fresh$`}, not: []string{`^passwd$`, `^user$`, `^z$`}},
+			{name: "volatile=yes without merged /usr", script: `$S --volatile true`, exit: 1, out: []string{`not supported`}},
+			{name: "volatile=state", script: `touch $T/var/lib/keep; $S --pipe --volatile=state sh -c 'ls /var/lib/keep; touch /etc/x; touch /var/lib2 && echo var; cat /etc/os-release'; ls $T/var`,
+				out: []string{`No such file`, `Read-only`, `^var$`, `^ID=busybox`}, not: []string{`^lib2$`}},
+			{name: "volatile=overlay", script: `$S --pipe --volatile=overlay sh -c 'cat /etc/os-release; echo x >/etc/ov; touch /var/ov; cat /etc/ov; stat -c %a /'; [ ! -e $T/etc/ov ] && [ ! -e $T/var/ov ]`,
+				out: []string{`^ID=busybox`, `^x$`, `^755$`}},
+			{name: "volatile=overlay in a user namespace", script: `$S --pipe -U --volatile=overlay sh -c 'echo x >/etc/ov; stat -c %u /etc/ov /bin/sh /'; [ ! -e $T/etc/ov ]`, out: []string{`^0\n0\n0$`}},
+			{name: "volatile help", script: `systemd-nspawn --volatile=help`, out: []string{`^yes$`, `^no$`, `^state$`, `^overlay$`}},
+			{name: "volatile nonsense", script: `for v in "" -1 sometimes; do $S --volatile="$v" true && exit 7; done; exit 0`},
+			{name: "pivot-root", script: `cp -a $T p; mkdir p/sub p/old p/sub/old; cp -a $T/. p/sub/; echo inner >p/sub/etc/which; systemd-nspawn -q --register=no --pipe -D $W/p --pivot-root=/sub:/old sh -c 'cat /etc/which; ls /old/etc/os-release'`,
+				out: []string{`^inner$`, `^/old/etc/os-release$`}, stock: 257},
+			{name: "no os-release", script: `cp -a $T o; rm o/etc/os-release o/usr/lib/os-release; N="systemd-nspawn -q --register=no -D $W/o"
+				$N -b; echo boot $?; $N --pipe true; echo run $?`,
+				out: []string{`^boot 1$`, `os-release`, `^run 0$`}},
+			{name: "no os-release, and that is known", script: `cp -a $T o; rm o/etc/os-release o/usr/lib/os-release; printf '#!/bin/sh\necho init runs as $$\n' >o/sbin/init
+				SYSTEMD_NSPAWN_CHECK_OS_RELEASE=0 systemd-nspawn -q --register=no -D $W/o --pipe -b`, out: []string{`^init runs as 1$`}, stock: 257},
+			{name: "not even /usr", script: `mkdir e; systemd-nspawn -q --register=no -D $W/e true`, exit: 1, out: []string{`usr`}},
+			{name: "an image that is in use", script: `mkfifo in; $S -M one --pipe sh -c 'echo up; read x' <in >out & exec 3>in
+				until grep -q up out; do :; done; $S -M two true; echo two $?; $S -M two --read-only --pipe true; echo ro $?; echo >&3; wait`, out: []string{`^two 1$`, `busy|locked`, `^ro 1$`}},
+			{name: "an image in use that is only read", script: `mkfifo in; $S -M one --read-only --pipe sh -c 'echo up; read x' <in >out & exec 3>in
+				until grep -q up out; do :; done; $S -M two --read-only true; echo two $?; echo >&3; wait`, out: []string{`^two 0$`}},
+		})
+	})
+}
+
+// TestNspawnEphemeralSettings finds the settings of an ephemeral machine by its
+// name without the random part, unless it was given another.
+func TestNspawnEphemeralSettings(t *testing.T) {
+	onHosts(t, func(t *testing.T, h *host.Host) {
+		h.WriteFile(t, "/run/systemd/nspawn/bb.nspawn", "[Exec]\nEnvironment=FROM=file\n", 0o644)
+		h.WriteFile(t, "/run/systemd/nspawn/bb-x.nspawn", "[Exec]\nEnvironment=FROM=other\n", 0o644)
+		nspawnRows(t, h, []nspawnRow{
+			{name: "without suffix", script: `$S -x --pipe sh -c 'echo from [$FROM]'`, out: []string{`^from .file.$`}},
+			{name: "under another name", script: `$S -x -M else --pipe sh -c 'echo from [$FROM]'`, out: []string{`^from ..$`}},
+			{name: "under a name that has one", script: `$S -x -M bb-x --pipe sh -c 'echo from [$FROM]'`, out: []string{`^from .other.$`}},
+			{name: "Ephemeral= in it", script: `printf '[Exec]\nEphemeral=yes\n' >/run/systemd/nspawn/bb.nspawn; $S --pipe sh -c 'echo x >/etc/eph; cat /etc/eph'; [ ! -e $T/etc/eph ]`, out: []string{`^x$`}},
+		})
+	})
+}
