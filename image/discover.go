@@ -10,6 +10,8 @@ import (
 	"sort"
 	"strings"
 
+	"machined/internal/vpick"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -172,4 +174,20 @@ func (s *Store) host() (Image, error) {
 func isDir(path string) bool {
 	st, err := os.Stat(path)
 	return err == nil && st.IsDir()
+}
+
+// pickVersion returns the newest entry of a versioned directory for images called
+// name, which still has its form suffix (".raw", ".mstack") or none.
+func pickVersion(dir, name string) (string, error) {
+	suffix := ""
+	for _, known := range []string{rawSuffix, mstackSuffix} {
+		if stem, ok := strings.CutSuffix(name, known); ok {
+			name, suffix = stem, known
+		}
+	}
+	file, err := vpick.Newest(dir, name, suffix, suffix != rawSuffix)
+	if err != nil {
+		return "", ErrNoSuchImage
+	}
+	return file, nil
 }

@@ -111,20 +111,3 @@ func TestGetRefusesNames(t *testing.T) {
 		}
 	}
 }
-
-func TestCompareVersions(t *testing.T) {
-	ordered := []string{"~1", "", "ab", "abb", "abc", "0001~x", "0002", "12", "122.9", "123~rc1-1", "123", "123-a", "123-a.1", "123-a1", "123-1", "123-1.1", "123^post1", "123.a-1", "123.1-1", "123a-1", "124-1"}
-	for i, a := range ordered {
-		for j, b := range ordered {
-			want := 0
-			if i < j {
-				want = -1
-			} else if i > j {
-				want = 1
-			}
-			if got := compareVersions(a, b); got != want {
-				t.Errorf("compareVersions(%q, %q) = %d, want %d", a, b, got, want)
-			}
-		}
-	}
-}

@@ -113,7 +113,7 @@ func ValidMachineName(s string) bool {
 	}
 	for i, c := range []byte(s) {
 		switch {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_':
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
 		case c == '.' || c == '-':
 			if c == '-' && i > 0 && s[i-1] == '.' || c == '.' && s[i-1] == '-' {
 				return false
@@ -125,24 +125,23 @@ func ValidMachineName(s string) bool {
 	return true
 }
 
-// CleanName turns a file name into a machine name as far as it can.
+// CleanName turns a file name into a machine name as far as it can: what can't be
+// in a host name is left out.
 func CleanName(s string) string {
 	var b strings.Builder
-	dot := true
+	dot, hyphen := true, true
 	for _, c := range []byte(s) {
 		switch {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_':
+		case b.Len() >= 64:
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
 			b.WriteByte(c)
-			dot = false
-		case c == '.' || c == '-':
-			if dot {
-				continue
-			}
+			dot, hyphen = false, false
+		case c == '.' && !dot && !hyphen:
 			b.WriteByte(c)
 			dot = true
-		}
-		if b.Len() >= 64 {
-			break
+		case c == '-' && !dot:
+			b.WriteByte(c)
+			hyphen = true
 		}
 	}
 	return strings.TrimRight(b.String(), ".-")

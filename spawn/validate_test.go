@@ -49,7 +49,7 @@ func TestValidate(t *testing.T) {
 
 func TestValidMachineName(t *testing.T) {
 	for name, want := range map[string]bool{
-		"deb": true, "a.b": true, "a-b": true, "a_b": true, "": false, ".x": false, "x.": false, "../x": false,
+		"deb": true, "a.b": true, "a-b": true, "a_b": false, "": false, ".x": false, "x.": false, "../x": false,
 		"a/b": false, "a b": false, "a\n": false, strings.Repeat("x", 64): true, strings.Repeat("x", 65): false,
 	} {
 		if got := ValidMachineName(name); got != want {
@@ -58,8 +58,16 @@ func TestValidMachineName(t *testing.T) {
 	}
 }
 
-func TestCleanNameIsValid(t *testing.T) {
-	for _, name := range []string{"my image", "a--b", ".#x", strings.Repeat("ab.", 40)} {
+func TestCleanName(t *testing.T) {
+	for name, want := range map[string]string{
+		"a_b--c..d+e f": "ab--c.def", "vv_2+3-1": "vv23-1", "TEST-13-NSPAWN.bind-user.x_Y": "TEST-13-NSPAWN.bind-user.xY",
+		".#x": "x", "-a-.-b.": "a--b", "a-.b": "a-b", "...": "", "": "",
+	} {
+		if got := CleanName(name); got != want {
+			t.Errorf("CleanName(%q) = %q, want %q", name, got, want)
+		}
+	}
+	for _, name := range []string{"my image", "a--b", ".#x", strings.Repeat("ab.", 40), "a-.b", "x.-y"} {
 		if got := CleanName(name); got != "" && !ValidMachineName(got) {
 			t.Errorf("CleanName(%q) = %q, which is no machine name", name, got)
 		}

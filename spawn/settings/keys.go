@@ -320,7 +320,7 @@ func validUser(s string) error {
 }
 
 func validHostname(s string) error {
-	if len(s) > 64 || strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.") != "" {
+	if len(s) > 64 || strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-.") != "" {
 		return fmt.Errorf("%q is not a host name", s)
 	}
 	for label := range strings.SplitSeq(s, ".") {

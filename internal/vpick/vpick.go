@@ -1,6 +1,12 @@
-package image
+// Package vpick finds the newest entry of a versioned directory (systemd.v(7)) and
+// orders versions (the UAPI Version Format Specification).
+//
+// It reads directories and opens nothing else.
+package vpick
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -8,20 +14,19 @@ import (
 	"strings"
 )
 
-// pickVersion returns the newest entry of the versioned directory dir (a ".v"
-// directory, systemd.v(7)) for images called name, which still has its form
-// suffix (".raw", ".mstack") or none. Entries are NAME_VERSION[_ARCH][+LEFT[-DONE]]
-// plus the suffix. An entry with tries left beats one without.
-func pickVersion(dir, name string) (string, error) {
-	suffix := ""
-	for _, known := range []string{rawSuffix, mstackSuffix} {
-		if stem, ok := strings.CutSuffix(name, known); ok {
-			name, suffix = stem, known
-		}
-	}
+// ErrNone says that a versioned directory has no matching entry.
+var ErrNone = errors.New("no matching entry in versioned directory")
+
+// dirSuffix is what the names of versioned directories end in.
+const dirSuffix = ".v"
+
+// Newest returns the file name of the newest entry of dir for name. Entries are
+// NAME_VERSION[_ARCH][+LEFT[-DONE]] and the suffix. One with tries left beats one
+// without. Only directories are looked at, or only files and block devices.
+func Newest(dir, name, suffix string, directories bool) (string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return "", ErrNoSuchImage
+		return "", err
 	}
 	best, bestFile := candidate{}, ""
 	for _, entry := range entries {
@@ -30,7 +35,7 @@ func pickVersion(dir, name string) (string, error) {
 			continue
 		}
 		st, err := os.Stat(filepath.Join(dir, entry.Name()))
-		if err != nil || st.IsDir() == (suffix == rawSuffix) {
+		if err != nil || st.IsDir() != directories {
 			continue
 		}
 		if bestFile == "" || best.less(c) {
@@ -38,9 +43,30 @@ func pickVersion(dir, name string) (string, error) {
 		}
 	}
 	if bestFile == "" {
-		return "", ErrNoSuchImage
+		return "", fmt.Errorf("%s: %w", dir, ErrNone)
 	}
 	return bestFile, nil
+}
+
+// Resolve replaces a path by the newest entry that it stands for: PATH/NAME.v,
+// PATH/NAME.SUFFIX.v, or PATH.v/NAME___ and the suffix. Any other path is
+// returned as it is. The suffix is what the names of entries end in, "" for
+// directories.
+func Resolve(path, suffix string, directories bool) (string, error) {
+	dir, name := filepath.Clean(path), ""
+	if stem, ok := strings.CutSuffix(filepath.Base(dir), dirSuffix); ok && stem != "" {
+		name = strings.TrimSuffix(stem, suffix)
+	} else if stem, ok := strings.CutSuffix(strings.TrimSuffix(filepath.Base(dir), suffix), "___"); ok && stem != "" && strings.HasSuffix(filepath.Dir(dir), dirSuffix) {
+		dir, name = filepath.Dir(dir), stem
+	}
+	if st, err := os.Stat(dir); name == "" || err != nil || !st.IsDir() {
+		return path, nil
+	}
+	file, err := Newest(dir, name, suffix, directories)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, file), nil
 }
 
 type candidate struct {
@@ -54,7 +80,7 @@ func (c candidate) less(d candidate) bool {
 	if c.exhausted != d.exhausted {
 		return c.exhausted
 	}
-	if cmp := compareVersions(c.version, d.version); cmp != 0 {
+	if cmp := Compare(c.version, d.version); cmp != 0 {
 		return cmp < 0
 	}
 	if c.left != d.left {
@@ -122,9 +148,9 @@ func nativeArch() string {
 	}
 }
 
-// compareVersions orders versions by the UAPI version format specification:
+// Compare orders versions by the UAPI version format specification:
 // -1 when a is older than b, 0 when equal, 1 when newer.
-func compareVersions(a, b string) int {
+func Compare(a, b string) int {
 	digit := func(c byte) bool { return c >= '0' && c <= '9' }
 	alpha := func(c byte) bool { return c|0x20 >= 'a' && c|0x20 <= 'z' }
 	known := func(c byte) bool { return digit(c) || alpha(c) || strings.IndexByte("-.~^", c) >= 0 }
