@@ -69,6 +69,11 @@ func (m *machine) imageID() ([16]byte, bool) {
 		return [16]byte{}, false
 	}
 	defer unix.Close(root)
+	return readID(root)
+}
+
+// readID reads /etc/machine-id below a root without leaving it.
+func readID(root int) ([16]byte, bool) {
 	fd, err := openIn(root, "etc/machine-id", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
 	if err != nil {
 		return [16]byte{}, false

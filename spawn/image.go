@@ -12,12 +12,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"machined/internal/gpt"
-	"machined/internal/loopdev"
 	"machined/internal/overlay"
 	"machined/internal/pathlock"
 	"machined/internal/treecopy"
-	"machined/spawn/stage"
+	"machined/internal/vpick"
 )
 
 // SearchPath is where images are looked up by name, in this order (machinectl(1)).
@@ -26,10 +24,17 @@ var SearchPath = []string{
 	"/usr/local/lib/machines", "/usr/lib/machines",
 }
 
-// FindImage looks an image up by its name: a directory NAME, or a file NAME.raw.
+// FindImage looks an image up by its name: a directory NAME, a file NAME.raw, or
+// the newest entry of NAME.v or NAME.raw.v (systemd.v(7)).
 func FindImage(name string) (path string, raw, ok bool) {
 	for _, dir := range SearchPath {
 		p := filepath.Join(dir, name)
+		if newest, err := vpick.Newest(p+".v", name, "", true); err == nil {
+			return filepath.Join(p+".v", newest), false, true
+		}
+		if newest, err := vpick.Newest(p+".raw.v", name, ".raw", false); err == nil {
+			return filepath.Join(p+".raw.v", newest), true, true
+		}
 		if st, err := os.Stat(p); err == nil {
 			if st.IsDir() {
 				return p, false, true
@@ -63,7 +68,7 @@ func ImageName(path string, raw bool) string {
 func (m *machine) attachImage(ctx context.Context) error {
 	o := m.opts
 	if o.Image != "" {
-		return m.attachDisk()
+		return m.attachDisk(ctx)
 	}
 	dir := o.Directory
 	if o.Template != "" {
@@ -112,18 +117,9 @@ func (m *machine) checkTree(shown, dir string) error {
 	if st, err := root.Stat(); err != nil || !st.IsDir() {
 		return fmt.Errorf("root directory %q: %w", shown, unix.ENOTDIR)
 	}
-	var names []string
-	refusal := fmt.Errorf("Directory %s doesn't look like it has an OS tree (/usr/ directory is missing). Refusing.", shown)
-	switch {
-	case m.plan.Root.Custom != nil || m.opts.PivotNew != "":
+	names := m.needs()
+	if len(names) == 0 {
 		return nil
-	case m.opts.Boot() && m.opts.Knobs.SkipOSRelease:
-		return nil
-	case m.opts.Boot():
-		names = []string{"etc/os-release", "usr/lib/os-release"}
-		refusal = fmt.Errorf("Directory %s doesn't look like an OS root directory (os-release file is missing). Refusing.", shown)
-	default:
-		names = []string{"usr"}
 	}
 	for _, name := range names {
 		fd, err := openIn(int(root.Fd()), name, unix.O_PATH)
@@ -132,7 +128,7 @@ func (m *machine) checkTree(shown, dir string) error {
 			return nil
 		}
 	}
-	return refusal
+	return refusal(shown, m.opts.Boot())
 }
 
 func openIn(root int, name string, flags int) (int, error) {
@@ -208,6 +204,10 @@ func (m *machine) copyTemplate(ctx context.Context) error {
 		}
 		src = p
 	}
+	src, err := vpick.Resolve(src, "", true)
+	if err != nil {
+		return err
+	}
 	from, err := os.Open(src)
 	if err != nil {
 		return fmt.Errorf("open template: %w", err)
@@ -230,90 +230,6 @@ func (m *machine) copyTemplate(ctx context.Context) error {
 		return fmt.Errorf("make %s from template %s: %w", o.Directory, src, err)
 	}
 	m.say("Populated %s from template %s.", o.Directory, src)
-	return nil
-}
-
-// attachDisk makes block devices of the partitions of a disk image.
-func (m *machine) attachDisk() error {
-	o := m.opts
-	path, err := filepath.EvalSymlinks(o.Image)
-	if err != nil {
-		return fmt.Errorf("open image %q: %w", o.Image, errors.Unwrap(err))
-	}
-	m.root = path
-	readOnly := o.ReadOnly || o.Ephemeral || o.Volatile == "yes" || o.Volatile == "overlay"
-	lock, err := pathlock.Image(path, !readOnly)
-	if errors.Is(err, pathlock.ErrBusy) {
-		return fmt.Errorf("Disk image %s is currently busy.", o.Image)
-	}
-	if err != nil {
-		return err
-	}
-	m.undo(lock.Close)
-	flags := os.O_RDWR
-	if readOnly {
-		flags = os.O_RDONLY
-	}
-	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK, 0)
-	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
-		readOnly = true
-		m.opts.ReadOnly, m.plan.Root.ReadOnly = true, true
-		f, err = os.Open(path)
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if !st.Mode().IsRegular() && st.Mode()&os.ModeDevice == 0 {
-		return fmt.Errorf("image %q is neither a regular file nor a block device", o.Image)
-	}
-	size, err := f.Seek(0, 2)
-	if err != nil {
-		return err
-	}
-	disk, err := gpt.Read(f, size)
-	if err != nil {
-		return fmt.Errorf("image %q: %w", o.Image, err)
-	}
-	mounts, err := disk.Plan()
-	if err != nil {
-		return fmt.Errorf("image %q: %w", o.Image, err)
-	}
-	for _, p := range mounts {
-		ro := readOnly || p.ReadOnly()
-		fstype := p.FSType
-		if fstype == "" {
-			fstype = gpt.ProbeFS(f, p.Offset, p.Size)
-		}
-		switch fstype {
-		case "":
-			return fmt.Errorf("image %q: the file system of partition %d (%s) is unknown", o.Image, p.Number, p.Designator)
-		case "crypto_LUKS", "DM_verity_hash":
-			return fmt.Errorf("image %q: partition %d (%s) is encrypted or a hash tree: %w", o.Image, p.Number, p.Designator, errors.ErrUnsupported)
-		}
-		dev, err := loopdev.Attach(f, p.Offset, p.Size, ro)
-		if err != nil {
-			return fmt.Errorf("image %q: attach partition %d: %w", o.Image, p.Number, err)
-		}
-		m.undo(func() { _ = dev.Close() })
-		if p.Where == "/" {
-			m.plan.Root.Device, m.plan.Root.FSType = dev.Path, fstype
-			m.plan.Root.DeviceReadOnly = ro
-			m.plan.Root.ReadOnly = m.plan.Root.ReadOnly || ro && !readOnly
-			continue
-		}
-		m.plan.Root.Extra = append(m.plan.Root.Extra, stage.Partition{Device: dev.Path, FSType: fstype, Dest: p.Where, ReadOnly: ro})
-	}
-	if m.plan.Root.Device == "" {
-		return fmt.Errorf("image %q: %w", o.Image, gpt.ErrNoRoot)
-	}
-	if o.Ephemeral {
-		return m.ephemeral(path)
-	}
 	return nil
 }
 

@@ -9,6 +9,7 @@ package spawn
 import (
 	"golang.org/x/sys/unix"
 
+	"machined/internal/imagepolicy"
 	"machined/spawn/settings"
 )
 
@@ -20,12 +21,19 @@ type Options struct {
 	Directory string
 	Template  string
 	Image     string
-	OCIBundle string
-	Ephemeral bool
-	ReadOnly  bool
-	Volatile  string
-	PivotNew  string
-	PivotOld  string
+	// ImagePolicy is nil where none is given: imagepolicy.Container.
+	ImagePolicy *imagepolicy.Policy
+	// RootHash, RootHashSig and VerityData are what the root of an image is
+	// protected by; the signature is a path, or "base64:" and its bytes.
+	RootHash    []byte
+	RootHashSig string
+	VerityData  string
+	OCIBundle   string
+	Ephemeral   bool
+	ReadOnly    bool
+	Volatile    string
+	PivotNew    string
+	PivotOld    string
 
 	StartMode   settings.StartMode
 	Args        []string

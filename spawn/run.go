@@ -144,8 +144,10 @@ func (m *machine) once(ctx context.Context) (result outcome, err error) {
 	}
 	m.identity()
 	m.followHost()
-	if err := m.linkJournal(); err != nil {
-		return outcome{}, err
+	if m.plan.Root.Path != "" { // the other kinds are looked at when they are mounted
+		if err := m.linkJournal(); err != nil {
+			return outcome{}, err
+		}
 	}
 	if err := m.hostDirs(); err != nil {
 		return outcome{}, err
@@ -154,7 +156,7 @@ func (m *machine) once(ctx context.Context) (result outcome, err error) {
 	if m.plan.Console.PTY && m.opts.Console == "interactive" {
 		m.say("Press ^] three times within 1s to kill container.")
 	}
-	stageIO := stage.IO{Stdin: m.io.Stdin, Stdout: m.io.Stdout, Stderr: m.io.Stderr, Inherit: m.io.Inherit, Exe: m.exe}
+	stageIO := stage.IO{Stdin: m.io.Stdin, Stdout: m.io.Stdout, Stderr: m.io.Stderr, Inherit: m.io.Inherit, Exe: m.exe, Rooted: m.rooted}
 	if m.opts.NetnsPath != "" {
 		f, err := netnsFile(m.opts.NetnsPath)
 		if err != nil {

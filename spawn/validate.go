@@ -62,6 +62,8 @@ func (o *Options) Validate() error {
 		return errors.New("--as-pid2 needs a PID namespace")
 	case o.Boot() && o.Knobs.SharePID:
 		return errors.New("--boot needs a PID namespace")
+	case o.Image == "" && (len(o.RootHash) > 0 || o.RootHashSig != "" || o.VerityData != ""):
+		return errors.New("--root-hash=, --root-hash-sig= and --verity-data= need --image=")
 	case len(o.BindUserGroups) > 0 && len(o.BindUsers) == 0:
 		return errors.New("Cannot use --bind-user-group= without --bind-user=")
 	case o.Cleanup && o.Ephemeral:

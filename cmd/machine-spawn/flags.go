@@ -58,6 +58,7 @@ func parse(args []string) (*commandLine, error) {
 	c.mountFlags()
 	c.otherFlags()
 	c.bindUserFlags()
+	c.diskFlags()
 	c.refusedFlags()
 	if err := c.fs.Parse(args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
@@ -547,13 +548,9 @@ func (c *commandLine) refusedFlags() {
 	for _, r := range []struct{ name, short, why string }{
 		{"selinux-context", "Z", "SELinux labels"},
 		{"selinux-apifs-context", "L", "SELinux labels"},
-		{"root-hash", "", "verity images"},
-		{"root-hash-sig", "", "verity images"},
-		{"verity-data", "", "verity images"},
 		{"private-users-delegate", "", "systemd-nsresourced"},
 		{"forward-journal", "", "systemd-journal-remote"},
 		{"oci-bundle", "", "OCI bundles"},
-		{"image-policy", "", "image policies"},
 		{"mstack", "", "mount stacks"},
 		{"restrict-address-families", "", "filtering of socket families"},
 	} {

@@ -140,6 +140,9 @@ func (c *commandLine) findImage() error {
 			o.Directory = wd
 		}
 	}
+	if err := c.pickVersions(); err != nil {
+		return err
+	}
 	c.imagePath = o.Directory
 	if o.Image != "" {
 		c.imagePath = o.Image

@@ -64,9 +64,11 @@ type Partition struct {
 
 // GPT attributes of the Discoverable Partitions Specification.
 const (
-	flagGrowFS   = 1 << 59
-	flagReadOnly = 1 << 60
-	flagNoAuto   = 1 << 63
+	// flagNoBlockIO is UEFI's "no block IO protocol", by which an ESP is left alone.
+	flagNoBlockIO = 1 << 1
+	flagGrowFS    = 1 << 59
+	flagReadOnly  = 1 << 60
+	flagNoAuto    = 1 << 63
 )
 
 // NoAuto tells whether the partition asks to be left alone.

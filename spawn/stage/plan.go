@@ -85,9 +85,14 @@ type Root struct {
 	Path           string // directory on the host
 	Device         string // or block device, mounted by FSType
 	FSType         string
+	Grow           bool        // make the file system as large as the device
+	Memory         bool        // or an empty one in memory
 	Extra          []Partition // further partitions of a disk image
-	ReadOnly       bool
-	Volatile       string // "no", "yes", "state", "overlay"
+	// Need are files of which a disk image has to have one; Shown is its name.
+	Need     []string
+	Shown    string
+	ReadOnly bool
+	Volatile string // "no", "yes", "state", "overlay"
 	// Overlay is an empty directory of the host that takes all changes to the
 	// image, which stays as it is; "" for none.
 	Overlay   string
@@ -100,7 +105,9 @@ type Root struct {
 // Partition is mounted inside the root.
 type Partition struct {
 	Device, FSType, Dest string
+	Designator           string // of the Discoverable Partitions Specification
 	ReadOnly             bool
+	Grow                 bool // make the file system as large as the device
 }
 
 // Userns is the machine's user namespace map: 0 Base Count, but for the users of

@@ -36,6 +36,10 @@ func (o *outer) attachRoot() error {
 	if o.root, err = openTree(MountPoint); err != nil {
 		return err
 	}
+	rest, err := o.usrPartition()
+	if err != nil {
+		return err
+	}
 	if r.PivotNew != "" {
 		if err := o.pivotRoot(); err != nil {
 			return err
@@ -61,10 +65,13 @@ func (o *outer) attachRoot() error {
 	if r.Custom != nil {
 		return o.customRoot()
 	}
-	for _, p := range r.Extra {
+	for _, p := range rest {
 		if err := o.partition(p); err != nil {
 			return err
 		}
+	}
+	if o.io.Rooted != nil {
+		return o.io.Rooted(o.root.fd)
 	}
 	return nil
 }
@@ -72,8 +79,15 @@ func (o *outer) attachRoot() error {
 // imageMount is the image as a detached mount, private.
 func (o *outer) imageMount() (int, error) {
 	r := &o.plan.Root
-	if r.Device != "" {
-		return deviceMount(r.Device, r.FSType, r.ReadOnly || r.DeviceReadOnly)
+	switch {
+	case r.Device != "":
+		m, err := deviceMount(r.Device, r.FSType, r.ReadOnly || r.DeviceReadOnly)
+		if err == nil && r.Grow {
+			o.grow(m, r.Device, r.FSType)
+		}
+		return m, err
+	case r.Memory:
+		return o.tmpfs("0755", "25%")
 	}
 	src, err := unix.Open(r.Path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -92,105 +106,11 @@ func (o *outer) imageMount() (int, error) {
 	return m, nil
 }
 
-func deviceMount(device, fstype string, readOnly bool) (int, error) {
-	attrs := 0
-	opts := []option{}
-	if readOnly {
-		attrs |= unix.MOUNT_ATTR_RDONLY
-		opts = append(opts, option{"ro", ""})
-		if fstype == "ext4" || fstype == "ext3" || fstype == "xfs" {
-			key := "noload"
-			if fstype == "xfs" {
-				key = "norecovery"
-			}
-			opts = append(opts, option{key, ""})
-		}
-	}
-	m, err := newFS(fstype, device, attrs, opts...)
-	if err != nil {
-		return -1, fmt.Errorf("mount %s: %w", device, err)
-	}
-	return m, nil
-}
-
-// partition mounts one of the image's other partitions where it belongs. What is
-// only for boot loaders may stay away when the kernel can't read it.
-func (o *outer) partition(p Partition) error {
-	m, err := deviceMount(p.Device, p.FSType, p.ReadOnly || o.plan.Root.ReadOnly)
-	if errors.Is(err, unix.ENODEV) && (p.Dest == "/efi" || p.Dest == "/boot") {
-		o.warn("Not mounting %s: %v", p.Dest, err)
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.Close(m) }()
-	if o.shifted && p.FSType != "vfat" {
-		if m, err = o.shiftOwnership(m); err != nil {
-			return err
-		}
-	}
-	target, err := o.root.dir(p.Dest, 0o755)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(target)
-	if err := attach(m, target); err != nil {
-		return fmt.Errorf("mount %s: %w", p.Dest, err)
-	}
-	if o.plan.Root.Overlay == "" || o.plan.Root.ReadOnly || p.FSType == "vfat" {
-		return nil
-	}
-	if err := o.partitionOverlay(p); err != nil {
-		return fmt.Errorf("make %s ephemeral: %w", p.Dest, err)
-	}
-	return nil
-}
-
-// partitionOverlay lets the changes to a partition go where those to the root go.
-func (o *outer) partitionOverlay(p Partition) error {
-	lower, err := o.root.open(p.Dest, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(lower)
-	var st unix.Stat_t
-	if err := unix.Fstat(lower, &st); err != nil {
-		return os.NewSyscallError("fstat", err)
-	}
-	upper, err := openTree(o.plan.Root.Overlay)
-	if err != nil {
-		return err
-	}
-	defer upper.close()
-	name := "/" + strings.ReplaceAll(strings.Trim(p.Dest, "/"), "/", "-")
-	o.asMachineRoot()
-	err = errors.Join(upper.mkdir(name+"-upper", st.Mode&0o7777), upper.mkdir(name+"-work", 0o755))
-	o.asHost()
-	if err != nil {
-		return err
-	}
-	overlay, err := newFS("overlay", "overlay", 0,
-		option{"lowerdir", procFD(lower)},
-		option{"upperdir", o.plan.Root.Overlay + name + "-upper"},
-		option{"workdir", o.plan.Root.Overlay + name + "-work"})
-	if err != nil {
-		return err
-	}
-	defer unix.Close(overlay)
-	target, err := o.root.open(p.Dest, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(target)
-	return attach(overlay, target)
-}
-
 // shiftOwnership reconciles the owners on disk with the machine's UID range: an
 // idmapped mount where the filesystem can, chown where the plan asks for it.
 func (o *outer) shiftOwnership(m int) (int, error) {
 	mode := o.plan.Root.Ownership
-	if !o.shifted || mode == "off" || mode == "" {
+	if !o.shifted || mode == "off" || mode == "" || o.plan.Root.Memory {
 		return m, nil
 	}
 	var st unix.Stat_t
