@@ -31,6 +31,13 @@ type apiRow struct {
 
 	bad  string // arguments of a call that fails
 	want string // its error
+
+	path, iface string // the object; "" for the Manager
+}
+
+// call is the row's call, for a shell.
+func (row apiRow) call(arguments string) string {
+	return fmt.Sprintf("CALL_PATH=%s CALL_IFACE=%s python3 /call.py %s %s", row.path, row.iface, row.name, shellWords(arguments))
 }
 
 const (
@@ -194,9 +201,9 @@ func stockLacksMethod(h *host.Host, name string) bool {
 	return false
 }
 
-// managerError is what a call as root ends with: the name of an error, or OK.
+// managerError is what a row's call as root ends with: the name of an error, or OK.
 func managerError(h *host.Host, row apiRow, arguments string) string {
-	r := h.Try("sh", "-c", fmt.Sprintf("python3 /call.py %s %s", row.name, shellWords(arguments)))
+	r := h.Try("sh", "-c", row.call(arguments))
 	return strings.TrimSpace(r.Stdout + r.Stderr)
 }
 
@@ -210,7 +217,7 @@ func shellWords(s string) string {
 
 // callScript calls a Manager method with arguments as busctl takes them, by way
 // of a bus library of somebody else's, and prints the error's name.
-const callScript = `import sys, dbus
+const callScript = `import os, sys, dbus
 name, sig, words = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "", sys.argv[3:]
 def one(sig):
     if sig[0] == "a": return "a" + one(sig[1:])
@@ -237,7 +244,8 @@ rest, args, whole = sig, [], sig
 while rest:
     s = one(rest); args.append(value(s)); rest = rest[len(s):]
 try:
-    dbus.SystemBus().call_blocking("org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager", name, whole, args, timeout=20)
+    dbus.SystemBus().call_blocking("org.freedesktop.machine1", os.environ.get("CALL_PATH") or "/org/freedesktop/machine1",
+        os.environ.get("CALL_IFACE") or "org.freedesktop.machine1.Manager", name, whole, args, timeout=20)
     print("OK")
 except dbus.DBusException as e:
     print(e.get_dbus_name())
@@ -255,7 +263,7 @@ func TestAPI(t *testing.T) {
 		p := h.Start(t, "systemd-nspawn", "-q", "-M", "bb", "sleep", "1000000")
 		waitMachine(t, h, "bb")
 		conn := h.Bus(t)
-		shapes := managerShapes(t, conn)
+		shapes := shapesOf(t, conn, busPath, managerIf)
 		for _, row := range apiTable {
 			t.Run(row.name, func(t *testing.T) {
 				if stockLacks(h, row.since) {
@@ -319,11 +327,11 @@ func exitError(r host.Result) error {
 	return nil
 }
 
-// managerShapes are the signatures of the Manager's methods.
-func managerShapes(t *testing.T, conn *godbus.Conn) map[string]string {
+// shapesOf are the signatures of the methods of one interface of an object.
+func shapesOf(t *testing.T, conn *godbus.Conn, path godbus.ObjectPath, iface string) map[string]string {
 	t.Helper()
 	var text string
-	if err := conn.Object(busName, busPath).Call("org.freedesktop.DBus.Introspectable.Introspect", 0).Store(&text); err != nil {
+	if err := conn.Object(busName, path).Call("org.freedesktop.DBus.Introspectable.Introspect", 0).Store(&text); err != nil {
 		t.Fatal(err)
 	}
 	var node introspected
@@ -332,7 +340,7 @@ func managerShapes(t *testing.T, conn *godbus.Conn) map[string]string {
 	}
 	out := map[string]string{}
 	for _, i := range node.Interfaces {
-		if i.Name != managerIf {
+		if i.Name != iface {
 			continue
 		}
 		for _, m := range i.Methods {
@@ -357,7 +365,7 @@ var askedLine = regexp.MustCompile(`ASKED org\.freedesktop\.machine1\.(.*) END`)
 func asked(t *testing.T, h *host.Host, row apiRow) {
 	t.Helper()
 	cursor := h.MustRun(t, "sh", "-c", "journalctl -n 0 --show-cursor | sed -n 's/^-- cursor: //p'")
-	r := h.TryAs("alice", "sh", "-c", fmt.Sprintf("python3 /call.py %s %s", row.name, shellWords(row.guarded)))
+	r := h.TryAs("alice", "sh", "-c", row.call(row.guarded))
 	if got := strings.TrimSpace(r.Stdout + r.Stderr); got != denied {
 		t.Errorf("%s as a user: got %s, want %s", row.name, got, denied)
 	}
