@@ -221,5 +221,14 @@ func (c *counter) Read(b []byte) (int, error) {
 	if n > 0 && c.tell != nil {
 		c.tell(c.n)
 	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = &sourceError{err}
+	}
 	return n, err
 }
+
+// sourceError is a failure of what is read, as opposed to what it holds.
+type sourceError struct{ err error }
+
+func (s *sourceError) Error() string { return s.err.Error() }
+func (s *sourceError) Unwrap() error { return s.err }

@@ -118,7 +118,8 @@ func pipeThrough(in io.Reader, library func() (io.Reader, error), programs ...[]
 		}
 		cmd := exec.Command(path, argv[1:]...)
 		errs := &limitedText{}
-		cmd.Stdin, cmd.Stderr = in, errs
+		source := &source{r: in}
+		cmd.Stdin, cmd.Stderr = source, errs
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			return nil, nil, err
@@ -126,7 +127,7 @@ func pipeThrough(in io.Reader, library func() (io.Reader, error), programs ...[]
 		if err := cmd.Start(); err != nil {
 			return nil, nil, err
 		}
-		child := &childReader{out: out, cmd: cmd, errs: errs}
+		child := &childReader{out: out, cmd: cmd, source: source, errs: errs}
 		return child, child.Close, nil
 	}
 	out, err := library()
@@ -135,11 +136,26 @@ func pipeThrough(in io.Reader, library func() (io.Reader, error), programs ...[]
 
 // childReader reads the output of a program; its failure shows at the end.
 type childReader struct {
-	out  io.ReadCloser
-	cmd  *exec.Cmd
-	errs *limitedText
-	once sync.Once
-	err  error
+	out    io.ReadCloser
+	cmd    *exec.Cmd
+	source *source
+	errs   *limitedText
+	once   sync.Once
+	err    error
+}
+
+// source remembers why reading it has failed: the program only sees an early end.
+type source struct {
+	r   io.Reader
+	err error // for who has waited for the program
+}
+
+func (s *source) Read(b []byte) (int, error) {
+	n, err := s.r.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = err
+	}
+	return n, err
 }
 
 func (c *childReader) Read(b []byte) (int, error) {
@@ -156,6 +172,9 @@ func (c *childReader) wait() error {
 	c.once.Do(func() {
 		if err := c.cmd.Wait(); err != nil {
 			c.err = fmt.Errorf("%w: %s: %w", ErrArchive, c.errs.line(), err)
+		}
+		if c.source.err != nil {
+			c.err = c.source.err
 		}
 	})
 	return c.err

@@ -11,12 +11,14 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
 const (
-	// stallTimeout is how long a server may send nothing.
+	// stallTimeout is how long a server may send less than slowest bytes a second.
 	stallTimeout = 60 * time.Second
+	slowest      = 30
 	// maxResumes is how often one download is taken up again without any progress.
 	maxResumes = 5
 	// sideFileMax is the largest file beside an image, in bytes.
@@ -37,14 +39,21 @@ var errNotModified = errors.New("not modified")
 
 // client fetches files. It follows redirects within http and https only, and
 // takes proxies from the environment.
-type client struct{ http http.Client }
+type client struct {
+	http  http.Client
+	stall time.Duration
+}
 
-func newClient() *client {
-	return &client{http.Client{Transport: &http.Transport{
+// newClient returns a client that gives a server up after stall, stallTimeout when that is 0.
+func newClient(stall time.Duration) *client {
+	if stall == 0 {
+		stall = stallTimeout
+	}
+	return &client{stall: stall, http: http.Client{Transport: &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            (&net.Dialer{Timeout: 30 * time.Second}).DialContext,
 		TLSHandshakeTimeout:    30 * time.Second,
-		ResponseHeaderTimeout:  stallTimeout,
+		ResponseHeaderTimeout:  stall,
 		DisableCompression:     true, // the bytes themselves are checked
 		ForceAttemptHTTP2:      true,
 		MaxResponseHeaderBytes: 64 << 10,
@@ -64,6 +73,8 @@ type download struct {
 	resumes int
 	cancel  context.CancelFunc
 	stall   *time.Timer
+	stalled atomic.Bool
+	window  int64 // bytes since the timer was set
 }
 
 // get starts to fetch a file. ifNone are ETags of what is there already; it
@@ -119,7 +130,7 @@ func (d *download) open(ifNone []string) error {
 	resp, err := d.c.http.Do(req)
 	if err != nil {
 		cancel()
-		return fmt.Errorf("download %s: %w", d.url, err)
+		return d.failed(err)
 	}
 	fail := func(err error) error {
 		_ = resp.Body.Close()
@@ -144,8 +155,25 @@ func (d *download) open(ifNone []string) error {
 		d.mtime, _ = http.ParseTime(resp.Header.Get("Last-Modified"))
 	}
 	d.body, d.cancel = resp.Body, cancel
-	d.stall = time.AfterFunc(stallTimeout, cancel)
+	d.window = 0
+	d.stalled.Store(false)
+	d.stall = time.AfterFunc(d.c.stall, func() {
+		d.stalled.Store(true)
+		cancel()
+	})
 	return nil
+}
+
+// failed names the URL once: the library puts it into its errors too.
+func (d *download) failed(err error) error {
+	var inner *url.Error
+	if errors.As(err, &inner) {
+		if inner.URL != d.url {
+			return fmt.Errorf("download %s: at %s: %w", d.url, inner.URL, inner.Err)
+		}
+		err = inner.Err
+	}
+	return fmt.Errorf("download %s: %w", d.url, err)
 }
 
 // rangeStart reads the start of a Content-Range, -1 when there is none.
@@ -167,13 +195,16 @@ func (d *download) Read(b []byte) (int, error) {
 		n, err := d.body.Read(b)
 		d.off += int64(n)
 		if n > 0 {
-			if d.stall != nil {
-				d.stall.Reset(stallTimeout)
-			}
 			if err != nil && !errors.Is(err, io.EOF) {
 				err = nil // it comes again with the next read
 			}
-			d.resumes = 0
+			if errors.Is(err, io.EOF) && d.size >= 0 && d.off < d.size {
+				err = nil // as above
+			}
+			if d.window += int64(n); d.stall != nil && float64(d.window) >= slowest*d.c.stall.Seconds() && d.stall.Stop() {
+				d.stall.Reset(d.c.stall)
+				d.window, d.resumes = 0, 0
+			}
 			return n, err
 		}
 		if err == nil || errors.Is(err, io.EOF) && (d.size < 0 || d.off >= d.size) {
@@ -186,6 +217,9 @@ func (d *download) Read(b []byte) (int, error) {
 			return n, err
 		}
 		d.resumes++
+		if d.stalled.Load() {
+			err = fmt.Errorf("the server sent less than %d bytes a second for %v", slowest, d.c.stall)
+		}
 		if d.resumes > maxResumes || d.off == 0 {
 			return n, fmt.Errorf("download %s: broken off after %d bytes: %w", d.url, d.off, err)
 		}

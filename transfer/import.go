@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -77,7 +78,7 @@ func (e *engine) source() io.Reader {
 func (e *engine) unpackStream(ctx context.Context, r io.Reader, b *building) error {
 	in, _, err := NewReader(r)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrArchive, err)
+		return streamError(err)
 	}
 	defer func() { _ = in.Close() }()
 	if err := Untar(ctx, in, b.f, e.writer(b)); err != nil {
@@ -86,11 +87,20 @@ func (e *engine) unpackStream(ctx context.Context, r io.Reader, b *building) err
 	return liftTree(b.path)
 }
 
+// streamError tells why a stream cannot be decompressed at all.
+func streamError(err error) error {
+	var source *sourceError
+	if errors.As(err, &source) {
+		return source
+	}
+	return fmt.Errorf("%w: %w", ErrArchive, err)
+}
+
 // unpackRaw writes a compressed disk image, raw or qcow2, into a file being built.
 func (e *engine) unpackRaw(ctx context.Context, r io.Reader, b *building) error {
 	in, _, err := NewReader(r)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrArchive, err)
+		return streamError(err)
 	}
 	defer func() { _ = in.Close() }()
 	w := &sparseWriter{f: b.f}

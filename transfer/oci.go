@@ -143,7 +143,7 @@ func (e *engine) findOCI(ctx context.Context) (v1.Image, error) {
 		return nil, err
 	}
 	return remote.Image(ref, remote.WithContext(ctx), remote.WithPlatform(platform), remote.WithUserAgent("machine-importd"),
-		remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithTransport(newClient().http.Transport))
+		remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithTransport(newClient(e.StallTimeout).http.Transport))
 }
 
 // refNameAnnotation carries the tag in an image layout (OCI annotations.md).
@@ -268,7 +268,7 @@ func (e *engine) unpackLayer(ctx context.Context, l v1.Layer, ready <-chan *os.F
 	defer func() { _ = source.Close() }()
 	in, _, err := NewReader(source)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrArchive, err)
+		return streamError(err)
 	}
 	defer func() { _ = in.Close() }()
 	return applyLayer(ctx, in, b.f, e.writer(b))

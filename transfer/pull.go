@@ -54,7 +54,7 @@ func (e *engine) pull(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c := newClient()
+	c := newClient(e.StallTimeout)
 	sums, err := e.fetchChecksums(ctx, c, name)
 	if err != nil {
 		return err
@@ -140,6 +140,10 @@ func (e *engine) receive(ctx context.Context, d *download, b *building, name str
 	if err == nil {
 		// What follows the compressed stream belongs to the checksum too.
 		_, err = io.Copy(io.Discard, in)
+	}
+	var source *sourceError
+	if errors.As(err, &source) {
+		return source.err // which names the URL
 	}
 	if err != nil {
 		return fmt.Errorf("pull %s: %w", e.Remote, err)

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"time"
 
 	"machined/image"
 )
@@ -94,6 +95,8 @@ type Request struct {
 	Keyrings []string
 	// NoSync leaves writing to the disk to the kernel ($SYSTEMD_IMPORT_SYNC=0).
 	NoSync bool
+	// StallTimeout is how long a server may send next to nothing; 0 means a minute.
+	StallTimeout time.Duration
 
 	// File is what is read or written; the directory for import-fs. It stays the caller's.
 	File *os.File `json:"-"`

@@ -104,8 +104,12 @@ func (t *tailReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// archiveError keeps the errors of the system as they are and calls all others a bad archive.
+// archiveError keeps the errors of the source as they are and calls all others a bad archive.
 func archiveError(format string, arg any, err error) error {
+	var source *sourceError
+	if errors.As(err, &source) {
+		return source
+	}
 	what := fmt.Sprintf(format, arg)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("%s: %w: it ends too early", what, ErrArchive)
