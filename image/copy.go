@@ -84,6 +84,23 @@ func (c *copied) copyFile(ctx context.Context, img Image) error {
 	return os.Chtimes(c.path, st.ModTime(), st.ModTime())
 }
 
+// makeTree makes an empty tree in dir.
+func (c *copied) makeTree(dir string) error {
+	pool, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = pool.Close() }()
+	if err := MakeTree(pool, filepath.Base(c.path)); err != nil {
+		return err
+	}
+	if c.f, err = os.Open(c.path); err != nil {
+		return err
+	}
+	c.subvolume = btrfs.IsSubvolume(c.f)
+	return HoldTemp(c.f)
+}
+
 func (c *copied) copyTree(ctx context.Context, path, dir string) error {
 	src, err := os.Open(path)
 	if err != nil {

@@ -39,6 +39,20 @@ func newIdentity(root int, name string) error {
 	return replaceIn(root, "etc/hostname", name+"\n")
 }
 
+// freshSystem makes a system that has just been installed one that has not booted
+// yet, and calls it name: programs that install leave the host's name and id.
+func freshSystem(root int, name string) error {
+	if _, err := readIn(root, "etc/machine-id"); err == nil {
+		if err := replaceIn(root, "etc/machine-id", ""); err != nil {
+			return err
+		}
+	}
+	if _, err := readIn(root, "etc/hostname"); err != nil || parseHostname(name) != name {
+		return nil //nolint:nilerr // as above
+	}
+	return replaceIn(root, "etc/hostname", name+"\n")
+}
+
 // freshID is a random machine id (machine-id(5): a UUID of version 4) as its file has it.
 func freshID() string {
 	var id [16]byte

@@ -70,6 +70,9 @@ const optionsHelp = `  -h --help                   Show this help
      --read-only              Create read-only bind mount or clone
      --keep-identity          Leave machine ID and host name as they are in a
                               clone
+     --from=DISTRIBUTION[:RELEASE]
+                              What create makes an image of
+     --mirror=URL             Where create gets packages
      --overlay                Clone at once, sharing files by overlayfs
      --keep=INTEGER           Number of snapshots that prune leaves
      --mkdir                  Create directory before bind mounting, if missing

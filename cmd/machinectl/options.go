@@ -31,6 +31,8 @@ type options struct {
 	readOnly     bool
 	keepIdentity bool
 	overlay      bool
+	from         string
+	mirror       string
 	keep         uint32
 	mkdir        bool
 	lines        uint32
@@ -101,6 +103,8 @@ func (o *options) table(a *app) []cli.Option {
 		{Long: "read-only", Set: set(&o.readOnly, true)},
 		{Long: "keep-identity", Set: set(&o.keepIdentity, true)},
 		{Long: "overlay", Set: set(&o.overlay, true)},
+		{Long: "from", Arg: cli.RequiredArg, Set: keep(&o.from)},
+		{Long: "mirror", Arg: cli.RequiredArg, Set: keep(&o.mirror)},
 		{Long: "keep", Arg: cli.RequiredArg, Set: o.setKeep},
 		{Long: "mkdir", Set: set(&o.mkdir, true)},
 		{Short: 'n', Long: "lines", Arg: cli.RequiredArg, Set: o.setLines},

@@ -40,6 +40,7 @@ func init() {
 		{name: "show-image", group: groupImages, usage: "[NAME...]", short: "Show properties of image", max: -1, run: runShowImage},
 		{name: "edit", group: groupImages, usage: "NAME|FILE...", short: "Edit settings of one or more VMs/containers", min: 1, max: -1, offline: true, run: runEdit},
 		{name: "cat", group: groupImages, usage: "NAME|FILE...", short: "Show settings of one or more VMs/containers", min: 1, max: -1, offline: true, run: runCat},
+		{name: "create", group: groupImages, usage: "NAME", short: "Make an image of a distribution (see --from=)", min: 1, max: 1, changes: true, run: runCreate},
 		{name: "clone", group: groupImages, usage: "NAME NAME", short: "Clone an image", min: 2, max: 2, changes: true, run: runClone},
 		{name: "snapshot", group: groupImages, usage: "NAME [SNAPSHOT]", short: "Keep the present state of an image", min: 1, max: 2, changes: true, run: runSnapshot},
 		{name: "snapshots", group: groupImages, usage: "[NAME]", short: "List the states of images that were kept", max: 1, run: runSnapshots},

@@ -57,7 +57,9 @@ func run(ctx context.Context, cfg config, log *logrus.Logger) error {
 
 	var backend registry.Backend
 	var own *cgroup.Backend
+	var tools server.Tools
 	if direct {
+		tools = hostTools{}
 		tree, err := cgroup.FindOwnTree()
 		if err != nil {
 			return err
@@ -83,7 +85,7 @@ func run(ctx context.Context, cfg config, log *logrus.Logger) error {
 		switch {
 		case err == nil:
 			defer pid1.Close()
-			backend = pid1
+			backend, tools = pid1, pid1
 		case cfg.user:
 			log.WithError(err).Warn("No service manager answers: machines can be registered only.")
 			backend = registry.NoUnits{}
@@ -122,6 +124,7 @@ func run(ctx context.Context, cfg config, log *logrus.Logger) error {
 		Registry:  reg,
 		Images:    images,
 		Authority: authority,
+		Tools:     tools,
 		Log:       log,
 		BindsDir:  bindsDir(cfg),
 		OwnUID:    uint32(os.Geteuid()),

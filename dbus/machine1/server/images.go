@@ -21,6 +21,7 @@ type ImageStore interface {
 	Snapshot(ctx context.Context, name, snap string) (string, error)
 	Snapshots(ctx context.Context, name string) ([]image.Snapshot, error)
 	Rollback(ctx context.Context, name, snap string) (string, error)
+	Create(ctx context.Context, name string, source image.Source, run image.RunTool) error
 	Flatten(ctx context.Context, name string) error
 	Prune(ctx context.Context, name string, snaps []string, keep int) ([]string, error)
 	SetReadOnly(ctx context.Context, name string, readOnly bool) error

@@ -19,7 +19,9 @@ func (s *Server) ownManagerInterface() *dbus.Interface {
 		{Name: "StartMachine", In: args("s name", "a{sv} options"), Out: args("s unit"), Handler: handler(s.startMachine)},
 		{Name: "EnableMachines", In: args("as names", "b enabled"), Out: args("a(sss) changes"), Handler: handler(s.enableMachines)},
 		{Name: "ListMachinesDetailed", In: args("u max_addresses"), Out: args("a(sssa(iay)a{ss}) machines"), Handler: handler(s.listDetailed)},
-	}, s.ownImageMethods()...)}
+	}, s.ownImageMethods()...), Signals: []dbus.Signal{
+		{Name: "CreateProgress", Args: args("s name", "s line")},
+	}}
 }
 
 func (s *Server) ownMachineInterface() *dbus.Interface {

@@ -54,7 +54,9 @@ type Config struct {
 	Registry  Registry
 	Images    ImageStore // nil: no image object and no image method is exported
 	Authority Authority
-	Log       logrus.FieldLogger
+	// Tools runs the programs that CreateImage needs; nil: there are none.
+	Tools Tools
+	Log   logrus.FieldLogger
 	// BindsDir keeps what was bound into machines; "" is /run/machined/binds.
 	BindsDir string
 	// Net tells the addresses of machines; nil: a cache of the server's own.
@@ -71,6 +73,7 @@ type Server struct {
 	reg    Registry
 	images ImageStore
 	auth   Authority
+	tools  Tools
 	log    logrus.FieldLogger
 	binds  *nsexec.Binds
 	net    *netaddr.Cache
@@ -96,7 +99,7 @@ func New(cfg Config) *Server {
 	}
 	return &Server{
 		net: cfg.Net, ids: &mapped.Directory{Machines: cfg.Registry},
-		conn: cfg.Conn, reg: cfg.Registry, images: cfg.Images, auth: cfg.Authority, log: cfg.Log,
+		conn: cfg.Conn, reg: cfg.Registry, images: cfg.Images, auth: cfg.Authority, tools: cfg.Tools, log: cfg.Log,
 		binds: nsexec.NewBinds(cfg.BindsDir), ownUID: cfg.OwnUID, copies: make(chan struct{}, maxCopies),
 	}
 }

@@ -19,6 +19,7 @@ func (s *Server) ownImageMethods() []dbus.Method {
 	}
 	return []dbus.Method{
 		{Name: "CloneImage", In: args("s name", "s new_name", "a{sv} options"), Handler: s.imageByName(s.cloneImageWith)},
+		{Name: "CreateImage", In: args("s name", "s source", "a{sv} options"), Handler: handler(s.createImage)},
 		{Name: "SnapshotImage", In: args("s name", "s snapshot"), Out: args("s snapshot"), Handler: s.imageByName(s.snapshotImage)},
 		{Name: "ListSnapshots", In: args("s name"), Out: args("a(sstst) snapshots"), Handler: handler(s.listSnapshots)},
 		{Name: "RollbackImage", In: args("s name", "s snapshot"), Out: args("s snapshot"), Handler: s.imageByName(s.rollbackImage)},
