@@ -51,8 +51,10 @@ type Options struct {
 	Slice      string
 	Properties []string
 	Register   bool
-	KeepUnit   bool
-	Cleanup    bool
+	// RegisterAuto goes on when the machine can't be registered.
+	RegisterAuto bool
+	KeepUnit     bool
+	Cleanup      bool
 
 	Users        settings.PrivateUsers
 	UsersIfAble  bool   // -U: only where the kernel can

@@ -38,7 +38,6 @@ func (m *machine) makePlan() error {
 	p.CapBounding, p.CapAmbient = o.Bounding(), o.CapAmbient
 	p.OOMScore, p.Affinity = o.OOMScore, o.CPUs
 	p.Propagate = filepath.Join(PropagateDir, o.Machine)
-	p.UnixExport = filepath.Join(UnixExportDir, o.Machine)
 	p.ListenFDs = len(m.io.Inherit)
 	p.CredsOpen = o.NoNewPrivs && o.User != "" && o.User != "root" && o.User != "0" && !o.Boot() && !o.PID2()
 	for _, id := range o.credOrder {

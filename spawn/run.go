@@ -157,6 +157,9 @@ func (m *machine) once(ctx context.Context) (result outcome, err error) {
 		m.say("Press ^] three times within 1s to kill container.")
 	}
 	stageIO := stage.IO{Stdin: m.io.Stdin, Stdout: m.io.Stdout, Stderr: m.io.Stderr, Inherit: m.io.Inherit, Exe: m.exe, Rooted: m.rooted}
+	if stageIO.Export, err = m.export(); err != nil {
+		return outcome{}, err
+	}
 	if m.opts.NetnsPath != "" {
 		f, err := netnsFile(m.opts.NetnsPath)
 		if err != nil {
@@ -255,9 +258,6 @@ func (m *machine) supervise(ctx context.Context, ready func()) (outcome, error) 
 	}
 }
 
-// registerPatience bounds registering, which no signal interrupts.
-const registerPatience = 90 * time.Second
-
 // setUp carries out the handshake with the stage. On error the caller kills.
 func (m *machine) setUp(ctx context.Context) error {
 	if err := m.writeMaps(); err != nil {
@@ -311,63 +311,6 @@ func stageError(err error) error {
 		return errors.New("first process of the machine died while it was set up")
 	}
 	return err
-}
-
-// register tells machined and the service manager, and enters the cgroup that
-// comes of it.
-func (m *machine) register(ctx context.Context) error {
-	o := m.opts
-	r := Registration{
-		Name: o.Machine, ID: m.id, Leader: m.c.PID, Root: m.root, NetIf: m.netif, Slice: o.Slice,
-		KillSignal: int(o.KillSignal), Properties: o.Properties, Devices: m.boundDevices(),
-	}
-	own := false
-	switch {
-	case o.KeepUnit && (!o.Register || o.Knobs.SharePID || o.Knobs.ShareUTS):
-	case o.Register && o.KeepUnit:
-		// The unit's cgroup comes first: machined looks at where the leader is.
-		if err := m.enterCgroup(false); err != nil {
-			return err
-		}
-		if err := m.bus.Register(ctx, r); err != nil {
-			return fmt.Errorf("Failed to register machine: %w", err)
-		}
-		m.undo(m.unregister)
-		return nil
-	case o.Register && !o.Knobs.SharePID && !o.Knobs.ShareUTS:
-		if err := m.bus.Create(ctx, r); err != nil {
-			return fmt.Errorf("Failed to register machine: %w", err)
-		}
-		m.undo(m.unregister)
-	default:
-		made, err := m.bus.Scope(ctx, r)
-		if err != nil {
-			return fmt.Errorf("Failed to allocate scope: %w", err)
-		}
-		own = !made
-	}
-	return m.enterCgroup(own)
-}
-
-func (m *machine) unregister() {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	if err := m.bus.Unregister(ctx, m.opts.Machine); err != nil {
-		m.warn("Failed to unregister machine, ignoring: %v", err)
-	}
-}
-
-func (m *machine) boundDevices() []string {
-	var out []string
-	for _, mount := range m.plan.Mounts {
-		if mount.Kind != "bind" || mount.Sources[0].Inside {
-			continue
-		}
-		if st, err := os.Stat(mount.Sources[0].Path); err == nil && st.Mode()&os.ModeDevice != 0 {
-			out = append(out, mount.Sources[0].Path)
-		}
-	}
-	return out
 }
 
 // writeMaps gives the user namespace its map (user_namespaces(7)).
@@ -456,6 +399,19 @@ func (m *machine) hostDirs() error {
 	}
 	m.undo(func() { _ = os.Remove(dir) })
 	return nil
+}
+
+// export makes the directory of the host in which the machine shows its sockets.
+func (m *machine) export() (*stage.Export, error) {
+	var base uint32
+	if u := m.plan.Userns; u != nil {
+		base = u.Base
+	}
+	e, err := stage.NewExport(filepath.Join(UnixExportDir, m.opts.Machine), base)
+	if err == nil {
+		m.undo(e.Close)
+	}
+	return e, err
 }
 
 // announce tells the service manager that the machine is there.

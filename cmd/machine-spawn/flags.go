@@ -302,7 +302,7 @@ func (c *commandLine) identityFlags() {
 		return nil
 	})
 	c.value("register", "", "BOOLEAN", "Register container as machine", func(s string) (err error) {
-		if s == "auto" {
+		if o.RegisterAuto = s == "auto"; o.RegisterAuto {
 			s = "yes"
 		}
 		o.Register, err = settings.ParseBool(s)

@@ -315,7 +315,7 @@ func (o *outer) attrs(p string, attr unix.MountAttr) error {
 
 // tunnel is the directory through which the host hands mounts in.
 func (o *outer) tunnel() error {
-	if o.plan.UnixExport != "" {
+	if o.io.Export != nil {
 		if err := o.unixExport(); err != nil {
 			return err
 		}
@@ -330,19 +330,6 @@ func (o *outer) tunnel() error {
 		return fmt.Errorf("bind %s: %w", o.plan.Propagate, err)
 	}
 	return o.attrs(incomingDir, unix.MountAttr{Attr_set: readonly})
-}
-
-// unixExport shows the mount at UnixExport of the host, a small tmpfs that the
-// supervisor made, in the machine, where its root may write.
-func (o *outer) unixExport() error {
-	o.asMachineRoot()
-	err := o.root.mkdir("/run/host/unix-export", 0o755)
-	o.asHost()
-	if err != nil {
-		return err
-	}
-	return o.root.mountFS("/run/host/unix-export", "tmpfs", nosuid|nodev|noexec|unix.MOUNT_ATTR_NOSYMFOLLOW,
-		tmpfsOptions("0755", "4m", "64", o.base, o.shifted)...)
 }
 
 func (o *outer) notifySocket() error {

@@ -33,6 +33,8 @@ type IO struct {
 	Exe func() (*os.File, error)
 	// NetNS is joined by the machine when it is set.
 	NetNS *os.File
+	// Export is where the machine shows its sockets, nil for nowhere.
+	Export *Export
 	// Rooted is called on the thread that mounts, with the tree when it is complete.
 	Rooted func(root int) error
 }

@@ -38,7 +38,6 @@ type Plan struct {
 	CredsOpen   bool // 0555/0444: the payload is not root and can't raise itself
 	Devices     []string
 	Propagate   string // host directory behind /run/host/incoming; "" none
-	UnixExport  string // host view of /run/host/unix-export; "" none
 	OSRelease   string // host's file
 	Manager     string // value of container=
 	BindUsers   []BindUser
