@@ -234,7 +234,7 @@ func (m *machine) fsck(ctx context.Context, device, fstype string) error {
 // needs are the files of which a root has to have one, in the order of preference.
 func (m *machine) needs() []string {
 	switch {
-	case m.plan.Root.Custom != nil || m.opts.PivotNew != "" || m.opts.Boot() && m.opts.Knobs.SkipOSRelease:
+	case m.plan.Root.Custom != nil || m.opts.PivotNew != "" || m.opts.Bundle != nil || m.opts.Boot() && m.opts.Knobs.SkipOSRelease:
 		return nil
 	case m.opts.Boot():
 		return []string{"etc/os-release", "usr/lib/os-release"}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machined/internal/imagepolicy"
+	"machined/spawn/oci"
 	"machined/spawn/settings"
 )
 
@@ -29,6 +30,7 @@ type Options struct {
 	RootHashSig string
 	VerityData  string
 	OCIBundle   string
+	Bundle      *oci.Config // what is in it; nil without
 	Ephemeral   bool
 	ReadOnly    bool
 	Volatile    string

@@ -60,6 +60,9 @@ func (m *machine) makePlan() error {
 		p.Personality = &persona
 	}
 	m.planConsole()
+	if err := m.planBundle(); err != nil {
+		return err
+	}
 	return m.planSeccomp()
 }
 
@@ -67,6 +70,9 @@ func (m *machine) planSeccomp() error {
 	o := m.opts
 	if o.Knobs.NoSeccomp {
 		return nil
+	}
+	if done, err := m.bundleFilter(); done {
+		return err
 	}
 	filter, err := seccomp.Compile(seccomp.Profile{
 		Allow: o.SyscallAllow, Deny: o.SyscallDeny, Caps: m.plan.CapBounding | m.plan.CapAmbient, SuppressSync: o.NoSync,

@@ -15,17 +15,9 @@ import (
 
 // Validate refuses options that contradict each other. Implied has been called.
 func (o *Options) Validate() error {
-	exclusive := 0
-	for _, s := range []string{o.Directory, o.Image, o.OCIBundle} {
-		if s != "" {
-			exclusive++
-		}
-	}
 	switch {
 	case o.Directory != "" && o.Image != "":
 		return errors.New("--directory= and --image= may not be combined")
-	case exclusive > 1:
-		return errors.New("--oci-bundle= may not be combined with --directory= or --image=")
 	case o.Template != "" && o.Image != "":
 		return errors.New("--template= and --image= may not be combined")
 	case o.Ephemeral && o.Template != "" && o.Directory != "":

@@ -78,6 +78,11 @@ type property struct {
 
 type deviceAllow struct{ Path, Access string }
 
+type deviceNumber struct {
+	Path   string
+	Number uint64
+}
+
 // scopeProperties are what a machine's scope gets beside what machined sets.
 func scopeProperties(r spawn.Registration) ([]property, error) {
 	props := []property{

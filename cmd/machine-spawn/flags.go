@@ -191,6 +191,7 @@ func (c *commandLine) imageFlags() {
 	})
 	c.flag("ephemeral", "ephemeral", "x", "Run container with snapshot of root directory, and remove it after exit", func() error { o.Ephemeral = true; return nil })
 	c.value("image", "i", "PATH", "Root file system disk image (or device node) for the container", absolute(&o.Image))
+	c.value("oci-bundle", "", "PATH", "OCI bundle directory", absolute(&o.OCIBundle))
 	c.masked("read-only", "read-only", "", "", "Mount the root directory read-only", boolTo(&o.ReadOnly))
 	c.optional("read-only", "yes")
 	c.masked("volatile", "volatile", "", "MODE", "Run the system in volatile mode", func(s string) (err error) {
@@ -550,7 +551,6 @@ func (c *commandLine) refusedFlags() {
 		{"selinux-apifs-context", "L", "SELinux labels"},
 		{"private-users-delegate", "", "systemd-nsresourced"},
 		{"forward-journal", "", "systemd-journal-remote"},
-		{"oci-bundle", "", "OCI bundles"},
 		{"mstack", "", "mount stacks"},
 		{"restrict-address-families", "", "filtering of socket families"},
 	} {

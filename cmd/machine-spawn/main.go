@@ -65,6 +65,9 @@ func run(args []string) (int, error) {
 	if os.Geteuid() != 0 {
 		return 1, errors.New("Need to be root.")
 	}
+	if err := c.bundle(); err != nil {
+		return 1, err
+	}
 	if err := c.findImage(); err != nil {
 		return 1, err
 	}

@@ -31,6 +31,8 @@ var kinds = map[string]string{
 	"DeviceAllow": "device",
 	"After":       "units", "Before": "units", "Requires": "units", "Wants": "units", "BindsTo": "units", "PartOf": "units", "Conflicts": "units",
 	"RequiresMountsFor": "units",
+	"IODeviceWeight":    "perdevice", "IOReadBandwidthMax": "perdevice", "IOWriteBandwidthMax": "perdevice",
+	"IOReadIOPSMax": "perdevice", "IOWriteIOPSMax": "perdevice",
 }
 
 // unitProperty reads NAME=VALUE.
@@ -115,6 +117,13 @@ func unitProperty(assignment string) (property, error) {
 			access = "rwm"
 		}
 		return make([]deviceAllow{{path, access}})
+	case "perdevice":
+		path, number, _ := strings.Cut(value, " ")
+		n, err := settings.ParseSize(number)
+		if err != nil || !strings.HasPrefix(path, "/") {
+			return bad(fmt.Errorf("%q is no device and number", value))
+		}
+		return make([]deviceNumber{{path, n}})
 	case "units":
 		return make(strings.Fields(value))
 	}

@@ -319,6 +319,9 @@ func validUser(s string) error {
 	return nil
 }
 
+// ValidHostname tells whether s can be a host name (hostname(7)).
+func ValidHostname(s string) bool { return s != "" && validHostname(s) == nil }
+
 func validHostname(s string) error {
 	if len(s) > 64 || strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-.") != "" {
 		return fmt.Errorf("%q is not a host name", s)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -77,9 +78,32 @@ func (o *outer) customMount(m *Mount) (int, error) {
 		return o.overlayMount(m)
 	case "arbitrary":
 		attrs, opts := splitAttrs(parseOptions(m.Options))
+		if m.FSType == "tmpfs" {
+			opts = o.shiftOwner(opts)
+		}
 		return newFS(m.FSType, m.Sources[0].Path, attrs, opts...)
 	}
 	return -1, fmt.Errorf("mount kind %q is unknown", m.Kind)
+}
+
+// shiftOwner makes the owner of a filesystem, which is meant as seen from inside,
+// that of the host.
+func (o *outer) shiftOwner(opts []option) []option {
+	if !o.shifted {
+		return opts
+	}
+	for _, key := range []string{"uid", "gid"} {
+		found := false
+		for i, p := range opts {
+			if n, err := strconv.ParseUint(p.value, 10, 32); p.key == key && err == nil {
+				opts[i].value, found = strconv.FormatUint(n+uint64(o.base), 10), true
+			}
+		}
+		if !found {
+			opts = append(opts, option{key, strconv.FormatUint(uint64(o.base), 10)})
+		}
+	}
+	return opts
 }
 
 // source opens a source as O_PATH.
@@ -108,13 +132,29 @@ func (o *outer) bindMount(m *Mount) (int, error) {
 		_ = unix.Close(mount)
 		return -1, err
 	}
-	if m.ReadOnly {
-		if err := setAttr(mount, m.Recursive, unix.MountAttr{Attr_set: readonly}); err != nil {
-			_ = unix.Close(mount)
-			return -1, err
-		}
+	if err := bindAttrs(mount, m); err != nil {
+		_ = unix.Close(mount)
+		return -1, err
 	}
 	return mount, nil
+}
+
+func bindAttrs(mount int, m *Mount) error {
+	set, rest := splitAttrs(parseOptions(m.Options))
+	if len(rest) > 0 {
+		return fmt.Errorf("option %q is none of a bind mount: %w", rest[0].key, unix.EINVAL)
+	}
+	if m.ReadOnly {
+		set |= readonly
+	}
+	attr := unix.MountAttr{Attr_set: uint64(set)}
+	if set&unix.MOUNT_ATTR__ATIME != 0 {
+		attr.Attr_clr = unix.MOUNT_ATTR__ATIME
+	}
+	if set == 0 {
+		return nil
+	}
+	return setAttr(mount, m.Recursive, attr)
 }
 
 func (o *outer) mapBind(mount int, m *Mount) error {

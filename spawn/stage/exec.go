@@ -29,7 +29,7 @@ func (in *inner) lookupUser() error {
 	in.user = passwd{name: "root", home: "/root", groups: p.ExtraGroups}
 	if p.UIDSet != nil {
 		in.user = passwd{uid: p.UIDSet.UID, gid: p.UIDSet.GID, groups: p.ExtraGroups, home: "/"}
-		if p.UIDSet.UID == 0 {
+		if p.UIDSet.UID == 0 && !p.NoHome {
 			in.user.name, in.user.home = "root", "/root"
 		}
 		return nil
@@ -101,7 +101,7 @@ func (in *inner) environ() []string {
 	env = append(env, p.Term...)
 	if u.name != "" && !hasKey(p.Env, "USER") {
 		env = append(env, "HOME="+u.home, "USER="+u.name, "LOGNAME="+u.name)
-	} else if u.name == "" {
+	} else if u.name == "" && !p.NoHome {
 		env = append(env, "HOME="+u.home)
 	}
 	env = append(env, "container_uuid="+p.UUID)
@@ -202,6 +202,9 @@ func (in *inner) execute() error {
 	}
 	if err := in.restrict(); err != nil {
 		return err
+	}
+	if in.plan.Umask != nil {
+		unix.Umask(int(*in.plan.Umask))
 	}
 	if chdir != "" {
 		if err := unix.Chdir(chdir); err != nil && in.plan.Chdir != "" {

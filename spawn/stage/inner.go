@@ -154,6 +154,9 @@ func (in *inner) propagation() error {
 	if in.root, err = openTree("/"); err != nil {
 		return err
 	}
+	if err := in.chosenPropagation(); err != nil {
+		return err
+	}
 	// What the host hands in goes no further.
 	fd, err := in.root.open(incomingDir, unix.O_PATH, 0)
 	if err != nil {
@@ -178,6 +181,9 @@ func (in *inner) proc() error {
 		return err
 	}
 	if err := in.openLastPID(); err != nil {
+		return err
+	}
+	if err := in.sysctls(); err != nil {
 		return err
 	}
 	if in.plan.APIVFS == "yes" {
@@ -434,7 +440,7 @@ func (in *inner) lateMounts() error {
 			return err
 		}
 	}
-	return nil
+	return in.propagate("/", false, in.plan.Propagation)
 }
 
 // session detaches from the caller's terminal and takes the machine's.
@@ -503,12 +509,6 @@ func (in *inner) settings() error {
 	p := in.plan
 	// Audit's login UID must be unset for the logins inside.
 	_ = os.WriteFile("/proc/self/loginuid", []byte("4294967295"), 0)
-	for _, s := range p.Sysctls {
-		name := "/proc/sys/" + strings.ReplaceAll(s.Key, ".", "/")
-		if err := os.WriteFile(name, []byte(s.Value), 0); err != nil {
-			return fmt.Errorf("set sysctl %s: %w", s.Key, err)
-		}
-	}
 	if p.OOMScore != nil {
 		if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(*p.OOMScore)), 0); err != nil {
 			return fmt.Errorf("set OOM score to %d: %w", *p.OOMScore, err)
@@ -526,6 +526,11 @@ func (in *inner) settings() error {
 	if !p.ShareUTS {
 		if err := unix.Sethostname([]byte(p.Hostname)); err != nil {
 			return fmt.Errorf("set hostname to %q: %w", p.Hostname, err)
+		}
+	}
+	if p.Domainname != "" {
+		if err := unix.Setdomainname([]byte(p.Domainname)); err != nil {
+			return fmt.Errorf("set domain name to %q: %w", p.Domainname, err)
 		}
 	}
 	if p.Personality != nil {

@@ -199,6 +199,7 @@ func (o *outer) run() (err error) {
 		o.credentials,
 		o.bindUsers,
 		o.customMounts,
+		o.extraNodes,
 		o.timezone,
 		o.resolvConf,
 		o.journal,

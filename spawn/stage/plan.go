@@ -64,12 +64,25 @@ type Plan struct {
 	MaskedPaths []string
 	ROPaths     []string
 	ListenFDs   int
+	Nodes       []Node
+	Domainname  string
+	Propagation uint64 // MS_SHARED... of the root, 0: shared
+	Umask       *uint32
+	NoHome      bool // no $HOME for a user by number
 	// NoLogin is set when an empty Argv must not start a shell.
 	NoLogin bool
 }
 
 // KeyValue is one setting.
 type KeyValue struct{ Key, Value string }
+
+// Node is a device node or FIFO to make; Mode has its type.
+type Node struct {
+	Path     string
+	Mode     uint32
+	Device   uint64
+	UID, GID uint32 // inside
+}
 
 // IDs are numeric ids inside the machine.
 type IDs struct{ UID, GID uint32 }
@@ -143,6 +156,8 @@ type Mount struct {
 	FSType    string // arbitrary
 	WorkDir   string // overlay
 	Graceful  bool
+	// Propagation is MS_SHARED..., 0 for what comes of itself.
+	Propagation uint64
 }
 
 // Source is a path of a mount, on the host or inside the image.
