@@ -53,6 +53,8 @@ files() {
 		[ ! -e "$top/units/systemd/var-lib-machines.mount" ] ||
 			echo "link ../var-lib-machines.mount $lib/system/$wanted.wants/var-lib-machines.mount"
 	done
+	[ ! -e "$top/units/systemd/machined-images.service" ] ||
+		echo "link ../machined-images.service $lib/system/machines.target.wants/machined-images.service"
 	tree "$top/units/user" "$PREFIX/lib/systemd/user"
 	tree "$top/units/dbus/system.d" "$PREFIX/share/dbus-1/system.d"
 	tree "$top/units/dbus/system-services" "$PREFIX/share/dbus-1/system-services"

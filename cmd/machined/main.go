@@ -33,6 +33,7 @@ type config struct {
 	unitDir    string
 	poolDir    string
 	spawner    string
+	mountOnly  bool
 	neighbours bool // varlink, user database, resolver, NSS
 	logLevel   string
 }
@@ -81,6 +82,7 @@ func parseFlags(args []string) (config, error) {
 	fs.StringVar(&cfg.runDir, "run-dir", "/run/machined", "directory of the daemon's own run-time files")
 	fs.StringVar(&cfg.unitDir, "unit-dir", "/etc/systemd/system", "directory of the links of enabled machines, without systemd")
 	fs.StringVar(&cfg.poolDir, "pool-dir", "", "directory of the images (default /var/lib/machines)")
+	fs.BoolVar(&cfg.mountOnly, "mount-images", false, "mount the images that share files by overlayfs, and exit")
 	fs.StringVar(&cfg.spawner, "spawner", "", "spawner to start machines with, without systemd (default: beside this program)")
 	fs.BoolVar(&cfg.neighbours, "sockets", true, "serve varlink and name look-ups, too")
 	fs.StringVar(&cfg.logLevel, "log-level", os.Getenv("SYSTEMD_LOG_LEVEL"), "least important messages to log: error, warning, info, debug")

@@ -30,6 +30,9 @@ var errBusLost = errors.New("connection to the bus lost")
 // The order of start is a contract: load state, drop the dead, export objects,
 // take the name, READY=1.
 func run(ctx context.Context, cfg config, log *logrus.Logger) error {
+	if cfg.mountOnly {
+		return image.NewStore(image.Config{PoolDir: cfg.poolDir, Log: log.WithField("component", "image")}).CleanTemporary()
+	}
 	booted := isBooted()
 	direct := cfg.units == "direct" || cfg.units == "auto" && !booted && !cfg.user
 	if err := os.MkdirAll(cfg.runDir, 0o755); err != nil && !cfg.user {

@@ -50,7 +50,7 @@ head -c 4000000 /dev/urandom >"$1/large"; ln "$1/large" "$1/hard"; chown -R 7:8 
 // that is in it.
 func sums(t *testing.T, h *host.Host, pool string) map[string]string {
 	t.Helper()
-	out := h.Shell(t, "cd "+pool+`; for n in *; do [ -d "$n" ] && [ "$n" != lost+found ] || continue
+	out := h.Shell(t, "cd "+pool+`; for n in *; do [ -d "$n" ] && [ "$n" != lost+found ] && [ "$n" != machined.v ] || continue
 echo "$n $( { cd "$n"; find . -mindepth 1 -printf '%P %y %m %U:%G %n %s\n' | sed 's/ d \(.*\) [0-9]*$/ d \1/' | sort; find . -type f -print0 | sort -z | xargs -0 sha256sum; } | sha256sum | cut -c1-16)"; done`)
 	got := map[string]string{}
 	for line := range strings.Lines(out) {
@@ -62,7 +62,7 @@ echo "$n $( { cd "$n"; find . -mindepth 1 -printf '%P %y %m %U:%G %n %s\n' | sed
 
 // operation is one change of the pool, from a state to one of two.
 type operation struct {
-	method string
+	method string // of Manager, or with a leading "own." of our own
 	args   []any
 	before []string // images that must be there when it begins
 	after  []string // and when it has ended
@@ -74,14 +74,38 @@ var operations = []operation{
 	{"RemoveImage", []any{"two"}, []string{"base", "two"}, []string{"base"}},
 }
 
+// layerOperations are changes of images that share files by overlayfs; the last
+// makes base the plain directory again that it was.
+var layerOperations = []operation{
+	{"own.CloneImage", []any{"base", "one", overlayOptions()}, []string{"base"}, []string{"base", "one"}},
+	{"RenameImage", []any{"one", "two"}, []string{"base", "one"}, []string{"base", "two"}},
+	{"RemoveImage", []any{"two"}, []string{"base", "two"}, []string{"base"}},
+	{"own.FlattenImage", []any{"base"}, []string{"base"}, []string{"base"}},
+}
+
+// run calls the operation's method.
+func (op *operation) run(conn *godbus.Conn) error {
+	if method, own := strings.CutPrefix(op.method, "own."); own {
+		return callOwn(conn, method, op.args...).Err
+	}
+	return call(conn, op.method, op.args...).Err
+}
+
 // TestKilledChangingImages kills the daemon in the midst of changes. Each image is
 // whole under its old name or its new one, or not there; the next daemon removes
 // what was half done, and does the change anew.
 func TestKilledChangingImages(t *testing.T) {
 	ours(t)
+	for name, ops := range map[string][]operation{"copies": operations, "layers": layerOperations} {
+		t.Run(name, func(t *testing.T) { killedChanging(t, ops) })
+	}
+}
+
+func killedChanging(t *testing.T, operations []operation) {
 	rounds := crashRounds(t, 4)
 	h := host.Boot(t, host.Config{Suite: host.Trixie})
 	mountPool(t, h, "ext4")
+	t.Cleanup(func() { h.Shell(t, "for n in /var/lib/machines/*; do mountpoint -q $n && umount $n; done; true") })
 	h.MustRun(t, "bash", "-ec", crashScript, "sh", "/var/lib/machines/base")
 	whole := sums(t, h, "/var/lib/machines")["base"]
 	conn := h.Bus(t)
@@ -92,7 +116,7 @@ func TestKilledChangingImages(t *testing.T) {
 	took := make([]time.Duration, len(operations))
 	for i, op := range operations {
 		start := time.Now()
-		if err := call(conn, op.method, op.args...).Err; err != nil {
+		if err := op.run(conn); err != nil {
 			t.Fatalf("%s: %v", op.method, err)
 		}
 		took[i] = time.Since(start)
@@ -103,13 +127,13 @@ func TestKilledChangingImages(t *testing.T) {
 			pid := h.DaemonPID(t)
 			delay := time.Duration(rnd.Int64N(int64(took[i]) * 6 / 5))
 			var wg sync.WaitGroup
-			wg.Go(func() { _ = call(conn, op.method, op.args...).Err })
+			wg.Go(func() { _ = op.run(conn) })
 			<-time.After(delay) // the moment is the input here
 			h.MustRun(t, "kill", "-KILL", pid)
 			wg.Wait()
 			answered(t, conn)
 			host.Eventually(t, 10*time.Second, func() error {
-				if left := h.Shell(t, "ls -A /var/lib/machines | grep '^[.]#' || true"); left != "" {
+				if left := h.Shell(t, "cd /var/lib/machines; ls -A . machined.v/overlays 2>/dev/null | grep '^[.]#' || true"); left != "" {
 					return fmt.Errorf("round %d: %s killed after %v: left: %s", round, op.method, delay, left)
 				}
 				return nil
@@ -119,7 +143,7 @@ func TestKilledChangingImages(t *testing.T) {
 				t.Fatalf("round %d: %s killed after %v: %s", round, op.method, delay, problem)
 			}
 			if slices.Equal(names(state), op.before) {
-				if err := call(conn, op.method, op.args...).Err; err != nil {
+				if err := op.run(conn); err != nil {
 					t.Fatalf("round %d: %s after a kill: %v", round, op.method, err)
 				}
 			}

@@ -68,7 +68,7 @@ func TestOverlayClone(t *testing.T) {
 		// A host that has just booted: the spawner mounts what it is to run, machined the rest.
 		h.Shell(t, "systemctl stop systemd-machined; umount /var/lib/machines/one /var/lib/machines/two /var/lib/machines/three /var/lib/machines/deb")
 		match(t, h.MustRun(t, "systemd-nspawn", "-q", "--register=no", "--pipe", "-M", "one", "cat", "/etc/motd"), `^changed$`)
-		run("list")
+		h.MustRun(t, "systemctl", "start", "machined-images.service")
 		h.Shell(t, "test -e /var/lib/machines/two/etc/issue -a -e /var/lib/machines/deb/etc/issue")
 
 		run("export-tar", "one", "/var/tmp/one.tar")
