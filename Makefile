@@ -13,7 +13,7 @@ INSTALL   = DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" MULTIARCH="$(MULTIARCH)" BIN
 
 export CGO_ENABLED = 0
 
-.PHONY: all build nss install uninstall demo test test-unit test-root integration bench crash fuzz lint man clean help $(PROGRAMS)
+.PHONY: all build nss install uninstall demo test test-unit test-root integration bench crash soak fuzz lint man clean help $(PROGRAMS)
 
 all: build
 
@@ -51,6 +51,9 @@ integration: ## tests in booted hosts (root)
 bench: build ## benchmarks, beside stock where there is one (BENCH=regexp)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
 	$(GO) test -tags integration -timeout 60m -run '^$$' -bench '$(BENCH)' -v ./tests/bench/...
+
+soak: build nss ## races of 10,000 rounds and a million look-ups while machines come and go (root)
+	RACE_ROUNDS=10000 LOOKUPS=1000000 $(GO) test -tags integration -count=1 -timeout 120m -v -run 'TestHostileRaces|TestLookupStorm' ./tests/integration/
 
 crash: build nss ## kill the daemon and cut the power at 100 moments of each change of an image (root)
 	MACHINED_TEST_CRASH=100 $(GO) test -tags integration -count=1 -timeout 30m -v -run 'Killed.*Images|PowerCut.*Images' ./tests/integration/
