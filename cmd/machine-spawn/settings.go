@@ -107,13 +107,13 @@ func (c *commandLine) merge(f *settings.File) {
 
 func (c *commandLine) mergeUsers(f *settings.File) {
 	o := &c.opts
-	if !c.mask[maskUserns] && f.PrivateUsers != nil {
-		o.Users, o.UsersIfAble = *f.PrivateUsers, false
-		if f.Ownership == "" && !c.mask[maskOwnership] {
-			o.Ownership = ""
-		}
+	if c.mask[maskUserns] || c.mask[maskOwnership] {
+		return // one group: each option hides both keys
 	}
-	if !c.mask[maskOwnership] && f.Ownership != "" {
+	if f.PrivateUsers != nil {
+		o.Users, o.UsersIfAble, o.Ownership = *f.PrivateUsers, false, ""
+	}
+	if f.Ownership != "" {
 		o.Ownership = f.Ownership
 	}
 }

@@ -214,7 +214,7 @@ func (o *outer) setMap(mount, userns int, recursive bool) error {
 }
 
 func (o *outer) tmpfsMount(m *Mount) (int, error) {
-	attrs, opts := splitAttrs(parseOptions(m.Options))
+	attrs, opts := splitAttrs(parseOptions("nodev,strictatime," + m.Options))
 	has := map[string]bool{}
 	for _, p := range opts {
 		has[p.key] = true
@@ -231,15 +231,18 @@ func (o *outer) tmpfsMount(m *Mount) (int, error) {
 }
 
 // splitAttrs takes the options that belong to a mount, not to its filesystem.
+// Later ones win.
 func splitAttrs(opts []option) (attrs int, rest []option) {
-	known := map[string]int{
-		"ro": readonly, "nosuid": nosuid, "nodev": nodev, "noexec": noexec, "strictatime": strict,
-		"noatime": unix.MOUNT_ATTR_NOATIME, "nodiratime": unix.MOUNT_ATTR_NODIRATIME, "relatime": 0,
-		"rw": 0, "suid": 0, "dev": 0, "exec": 0, "defaults": 0,
+	const atime = unix.MOUNT_ATTR__ATIME
+	known := map[string]struct{ clear, set int }{
+		"ro": {0, readonly}, "nosuid": {0, nosuid}, "nodev": {0, nodev}, "noexec": {0, noexec},
+		"rw": {readonly, 0}, "suid": {nosuid, 0}, "dev": {nodev, 0}, "exec": {noexec, 0},
+		"strictatime": {atime, strict}, "noatime": {atime, unix.MOUNT_ATTR_NOATIME}, "relatime": {atime, 0},
+		"nodiratime": {0, unix.MOUNT_ATTR_NODIRATIME}, "diratime": {unix.MOUNT_ATTR_NODIRATIME, 0}, "defaults": {0, 0},
 	}
 	for _, o := range opts {
 		if a, ok := known[o.key]; ok && o.value == "" {
-			attrs |= a
+			attrs = attrs&^a.clear | a.set
 			continue
 		}
 		rest = append(rest, o)
