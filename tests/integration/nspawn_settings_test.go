@@ -137,6 +137,7 @@ func TestNspawnBigSettings(t *testing.T) {
 			t.Run("users "+strings.Split(c.users, "\n")[0], func(t *testing.T) {
 				// What stock makes of overlays and OOM scores of mapped machines is not of use.
 				mapped := c.users == "131072:65536" || c.users == "pick"
+				h.MustRun(t, "udevadm", "settle") // stock wants links that udev knows
 				if mapped && host.DefaultImpl() == host.Stock {
 					t.Skip("stock has no such thing")
 				}
@@ -151,7 +152,7 @@ func TestNspawnBigSettings(t *testing.T) {
 					t.Errorf("the zone is left: %s", links)
 				}
 				if host.DefaultImpl() == host.Ours && !mapped {
-					h.MustRun(t, "udevadm", "settle") // stock wants links that udev knows
+					h.MustRun(t, "udevadm", "settle")
 					if stock := run(t, h.Stock("systemd-nspawn"), c.users); stock != got {
 						t.Errorf("output differs from stock's: only ours:\n%sonly stock's:\n%s", linesOnlyIn(got, stock), linesOnlyIn(stock, got))
 					}
@@ -170,20 +171,20 @@ func TestNspawnPrecedence(t *testing.T) {
 		const file = `[Exec]\nHostname=fromfile\nEnvironment=A=file\nMachineID=11111111111141118111111111111111\nCapability=all\n[Files]\nBind=/usr/lib/os-release:/mnt/bound\n`
 		trusted := `mkdir -p /etc/systemd/nspawn; printf '` + file + `' >/etc/systemd/nspawn/bb.nspawn; `
 		untrusted := `rm -f /etc/systemd/nspawn/bb.nspawn; printf '` + file + `' >/var/lib/machines/bb.nspawn; `
-		const done = `; rm -f /etc/systemd/nspawn/bb.nspawn /var/lib/machines/bb.nspawn`
+		const done = `; rm -f $T/mnt/bound /etc/systemd/nspawn/bb.nspawn /var/lib/machines/bb.nspawn`
 		const cli = ` --hostname=fromcli --uuid=22222222222242228222222222222222 -E A=cli `
 		nspawnRows(t, h, []nspawnRow{
 			{name: "file alone", script: trusted + `$S --pipe ` + show + done, out: []string{`^host fromfile env file uuid 11111111-`, `^all caps$`, `^/mnt/bound$`}},
 			{name: "command line wins", script: trusted + `$S --pipe` + cli + show + done, out: []string{`^host fromcli env cli uuid 22222222-`, `^all caps$`}},
 			{name: "override", script: trusted + `$S --pipe --settings=override` + cli + show + done, out: []string{`^host fromfile env file uuid 11111111-`}},
-			{name: "no", script: trusted + `$S --pipe --settings=no` + show + done, out: []string{`^host bb env uuid `}, not: []string{`all caps`, `bound`}},
+			{name: "no", script: trusted + `$S --pipe --settings=no ` + show + done, out: []string{`^host bb env uuid `}, not: []string{`all caps`, `bound`}},
 			{name: "beside the image", script: untrusted + `$S --pipe ` + show + done, out: []string{`^host fromfile env file uuid `, `MachineID`, `Capability`, `(?i)bind`}, not: []string{`uuid 11111111-`, `all caps`, `^/mnt/bound$`}},
 			{name: "beside the image, trusted", script: untrusted + `$S --pipe --settings=trusted ` + show + done, out: []string{`^host fromfile env file uuid 11111111-`, `^all caps$`, `^/mnt/bound$`}},
 			{name: "beside the image, trusted, command line wins", script: untrusted + `$S --pipe --settings=trusted` + cli + show + done, out: []string{`^host fromcli env cli uuid 22222222-`}},
 			{name: "beside the image, override", script: untrusted + `$S --pipe --settings=override` + cli + show + done, out: []string{`^host fromfile env file uuid `}},
 			{name: "first found", script: trusted + `mkdir -p /run/systemd/nspawn; printf '[Exec]\nHostname=fromrun\n' >/run/systemd/nspawn/bb.nspawn; $S --pipe ` + show + `; rm /etc/systemd/nspawn/bb.nspawn; $S --pipe ` + show + `; rm /run/systemd/nspawn/bb.nspawn` + done,
 				out: []string{`^host fromfile `, `^host fromrun env uuid `}},
-			{name: "parameters", script: `printf '[Exec]\nParameters=echo "from file" $x\n' >/etc/systemd/nspawn/bb.nspawn; $S --pipe; $S --pipe echo from cli` + done, out: []string{`^from file \$x$`, `^from cli$`}},
+			{name: "parameters", script: `printf '[Exec]\nBoot=no\nParameters=echo "from file" $x\n' >/etc/systemd/nspawn/bb.nspawn; $S --pipe; $S --pipe echo from cli` + done, out: []string{`^from file \$x$`, `^from cli$`}},
 			{name: "mounts are one group", script: trusted + `$S --pipe --tmpfs=/mnt/t ` + show + done, not: []string{`bound`}},
 			{name: "networks are one group", script: `printf '[Network]\nVirtualEthernet=yes\n' >/etc/systemd/nspawn/bb.nspawn; $S --pipe ip -o link; echo; echo cli; $S --pipe --private-network ip -o link | grep -c host0` + done, out: []string{`host0`, `^cli\n0$`}},
 			{name: "port without network", script: `printf '[Network]\nPort=80\n' >/etc/systemd/nspawn/bb.nspawn; $S --pipe true; e=$?` + done + `; exit $e`, exit: 1},
