@@ -52,9 +52,11 @@ func (m *machine) attachDisk(ctx context.Context) error {
 		return fmt.Errorf("image %q: %w", o.Image, err)
 	}
 	for _, p := range mounts {
-		if err := m.attachPartition(ctx, f, p, readOnly); err != nil {
+		part, err := m.attachPartition(ctx, f, p, readOnly)
+		if err != nil {
 			return fmt.Errorf("image %q: %w", o.Image, err)
 		}
+		m.place(part)
 	}
 	if m.plan.Root.Device == "" {
 		m.plan.Root.Memory = true // only /usr is on the image
@@ -168,34 +170,38 @@ func allowed(policy *imagepolicy.Policy, found map[string]gpt.Partition) (map[st
 	return ways, nil
 }
 
-// attachPartition makes a partition a block device of the plan.
-func (m *machine) attachPartition(ctx context.Context, f *os.File, p gpt.Mount, readOnly bool) error {
+// attachPartition makes a partition a block device.
+func (m *machine) attachPartition(ctx context.Context, f *os.File, p gpt.Mount, readOnly bool) (stage.Partition, error) {
 	ro := readOnly || p.ReadOnly()
 	switch p.FSType {
 	case "":
-		return fmt.Errorf("the file system of partition %d (%s) is unknown", p.Number, p.Designator)
+		return stage.Partition{}, fmt.Errorf("the file system of partition %d (%s) is unknown", p.Number, p.Designator)
 	case "DM_verity_hash", "swap":
-		return fmt.Errorf("partition %d (%s) is no file system but %s", p.Number, p.Designator, p.FSType)
+		return stage.Partition{}, fmt.Errorf("partition %d (%s) is no file system but %s", p.Number, p.Designator, p.FSType)
 	}
 	fixed := readOnlyFS[p.FSType]
 	dev, err := loopdev.Attach(f, p.Offset, p.Size, ro || fixed)
 	if err != nil {
-		return fmt.Errorf("attach partition %d: %w", p.Number, err)
+		return stage.Partition{}, fmt.Errorf("attach partition %d: %w", p.Number, err)
 	}
 	m.undo(func() { _ = dev.Close() })
 	if !ro {
 		if err := m.fsck(ctx, dev.Path, p.FSType); err != nil {
-			return fmt.Errorf("partition %d (%s): %w", p.Number, p.Designator, err)
+			return stage.Partition{}, fmt.Errorf("partition %d (%s): %w", p.Number, p.Designator, err)
 		}
 	}
-	part := stage.Partition{
+	return stage.Partition{
 		Device: dev.Path, FSType: p.FSType, Dest: p.Where, Designator: p.Designator,
 		ReadOnly: ro || fixed, Grow: p.GrowFS() && !ro,
-	}
+	}, nil
+}
+
+// place enters an attached partition in the plan.
+func (m *machine) place(part stage.Partition) {
 	r := &m.plan.Root
-	if p.Designator != "root" {
+	if part.Designator != "root" {
 		r.Extra = append(r.Extra, part)
-		return nil
+		return
 	}
 	r.Device, r.FSType, r.Grow = part.Device, part.FSType, part.Grow
 	r.DeviceReadOnly = part.ReadOnly
@@ -203,7 +209,6 @@ func (m *machine) attachPartition(ctx context.Context, f *os.File, p gpt.Mount, 
 	if part.ReadOnly && !m.opts.Ephemeral && m.opts.Volatile == "no" {
 		r.ReadOnly = true
 	}
-	return nil
 }
 
 // fsck lets the host's checker repair what it can without asking, before a file

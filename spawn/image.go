@@ -70,6 +70,9 @@ func (m *machine) attachImage(ctx context.Context) error {
 	if o.Image != "" {
 		return m.attachDisk(ctx)
 	}
+	if o.MStack != "" {
+		return m.attachStack(ctx)
+	}
 	dir := o.Directory
 	if o.Template != "" {
 		if err := m.copyTemplate(ctx); err != nil {

@@ -29,6 +29,7 @@ type Options struct {
 	RootHash    []byte
 	RootHashSig string
 	VerityData  string
+	MStack      string // directory of a mount stack
 	OCIBundle   string
 	Bundle      *oci.Config // what is in it; nil without
 	Ephemeral   bool

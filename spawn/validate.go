@@ -18,6 +18,12 @@ func (o *Options) Validate() error {
 	switch {
 	case o.Directory != "" && o.Image != "":
 		return errors.New("--directory= and --image= may not be combined")
+	case o.MStack != "" && (o.Directory != "" || o.Image != "" || o.OCIBundle != "" || o.Template != ""):
+		return errors.New("--mstack= may not be combined with --directory=, --image=, --template= or --oci-bundle=")
+	case o.MStack != "" && o.Ephemeral:
+		return errors.New("--mstack= and --ephemeral may not be combined")
+	case o.MStack != "" && o.Userns():
+		return errors.New("--mstack= may not be combined with --private-users=, but managed")
 	case o.Template != "" && o.Image != "":
 		return errors.New("--template= and --image= may not be combined")
 	case o.Ephemeral && o.Template != "" && o.Directory != "":

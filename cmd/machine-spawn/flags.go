@@ -551,7 +551,6 @@ func (c *commandLine) refusedFlags() {
 		{"selinux-apifs-context", "L", "SELinux labels"},
 		{"private-users-delegate", "", "systemd-nsresourced"},
 		{"forward-journal", "", "systemd-journal-remote"},
-		{"mstack", "", "mount stacks"},
 		{"restrict-address-families", "", "filtering of socket families"},
 	} {
 		c.value(r.name, r.short, "", "", func(string) error { return fmt.Errorf("%s not supported by this program", plural(r.why)) })

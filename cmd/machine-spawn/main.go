@@ -112,7 +112,7 @@ func streams() spawn.Streams {
 // findImage completes image and machine name from each other.
 func (c *commandLine) findImage() error {
 	o := &c.opts
-	if o.Directory == "" && o.Image == "" {
+	if o.Directory == "" && o.Image == "" && o.MStack == "" {
 		switch {
 		case o.Machine != "" && o.Template != "":
 			o.Directory = filepath.Join("/var/lib/machines", o.Machine)
@@ -150,9 +150,12 @@ func (c *commandLine) findImage() error {
 	if o.Image != "" {
 		c.imagePath = o.Image
 	}
+	if o.MStack != "" {
+		c.imagePath = o.MStack
+	}
 	c.settingsName = o.Machine
 	if o.Machine == "" {
-		o.Machine = spawn.ImageName(c.imagePath, o.Image != "")
+		o.Machine = spawn.ImageName(strings.TrimSuffix(c.imagePath, ".mstack"), o.Image != "")
 		if !spawn.ValidMachineName(o.Machine) {
 			return errors.New("Failed to determine machine name automatically, please use -M.")
 		}

@@ -94,7 +94,7 @@ func TestGarbage(t *testing.T) {
 		--load-credential=foo --load-credential=foo:/nix --chdir= --chdir=foo --setenv= --setenv== --user=
 		--kill-signal= --kill-signal=foo --notify-ready= --notify-ready=foo --suppress-sync= --suppress-sync=foo
 		--system-call-filter=nope --system-call-filter=~nope --pivot-root= --pivot-root=foo --volatile= --volatile=-1
-		--volatile=foo --selinux-context=a --bind-user=root --mstack=/nix --boot=foo --foo -7`) {
+		--volatile=foo --selinux-context=a --bind-user=root --boot=foo --foo -7`) {
 		_, err := parse([]string{arg, "true"})
 		name, _, _ := strings.Cut(arg, "=")
 		if err == nil {

@@ -42,6 +42,12 @@ func (c *commandLine) bindUserFlags() {
 // diskFlags are the options for disk images alone.
 func (c *commandLine) diskFlags() {
 	o := &c.opts
+	c.value("mstack", "", "PATH", "Root mount stack directory for the container", func(s string) error {
+		if s == "" {
+			return errors.New("empty argument")
+		}
+		return absolute(&o.MStack)(s)
+	})
 	c.value("image-policy", "", "POLICY", "Specify disk image dissection policy", func(s string) error {
 		p, err := imagepolicy.Parse(s)
 		o.ImagePolicy = &p
@@ -86,7 +92,7 @@ func (c *commandLine) pickVersions() error {
 		path        *string
 		suffix      string
 		directories bool
-	}{{&o.Directory, "", true}, {&o.Image, ".raw", false}} {
+	}{{&o.Directory, "", true}, {&o.Image, ".raw", false}, {&o.MStack, ".mstack", true}} {
 		if *p.path == "" {
 			continue
 		}

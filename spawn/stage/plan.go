@@ -99,6 +99,7 @@ type Root struct {
 	FSType         string
 	Grow           bool        // make the file system as large as the device
 	Memory         bool        // or an empty one in memory
+	Stack          *Stack      // or layers
 	Extra          []Partition // further partitions of a disk image
 	// Need are files of which a disk image has to have one; Shown is its name.
 	Need     []string
@@ -120,6 +121,30 @@ type Partition struct {
 	Designator           string // of the Discoverable Partitions Specification
 	ReadOnly             bool
 	Grow                 bool // make the file system as large as the device
+}
+
+// Stack is a root of layers, from the bottom up (systemd.mstack(7)).
+type Stack struct {
+	Layers []Layer
+	// Writable is a directory that takes changes in its subdirectory data; ""
+	// for none: the root can't be written to.
+	Writable string
+	Mounts   []StackMount
+}
+
+// Layer is a directory of the host, or a block device.
+type Layer struct {
+	Path           string
+	Device, FSType string
+	ReadOnly       bool // the device
+}
+
+// StackMount is mounted on a stack: a layer, or an empty file system in memory.
+type StackMount struct {
+	Layer
+	Dest     string
+	Memory   bool
+	ReadOnly bool
 }
 
 // Userns is the machine's user namespace map: 0 Base Count, but for the users of

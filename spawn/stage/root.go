@@ -70,6 +70,11 @@ func (o *outer) attachRoot() error {
 			return err
 		}
 	}
+	if r.Stack != nil {
+		if err := o.stackMounts(r.Stack); err != nil {
+			return err
+		}
+	}
 	if o.io.Rooted != nil {
 		return o.io.Rooted(o.root.fd)
 	}
@@ -88,6 +93,8 @@ func (o *outer) imageMount() (int, error) {
 		return m, err
 	case r.Memory:
 		return o.tmpfs("0755", "25%")
+	case r.Stack != nil:
+		return o.stackMount(r.Stack)
 	}
 	src, err := unix.Open(r.Path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
