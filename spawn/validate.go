@@ -17,7 +17,7 @@ import (
 func (o *Options) Validate() error {
 	switch {
 	case o.Directory != "" && o.Image != "":
-		return errors.New("--directory= and --image= may not be combined")
+		return errors.New("--directory= and --image= may not be combined.")
 	case o.MStack != "" && (o.Directory != "" || o.Image != "" || o.OCIBundle != "" || o.Template != ""):
 		return errors.New("--mstack= may not be combined with --directory=, --image=, --template= or --oci-bundle=")
 	case o.MStack != "" && o.Ephemeral:
@@ -25,19 +25,19 @@ func (o *Options) Validate() error {
 	case o.MStack != "" && o.Userns():
 		return errors.New("--mstack= may not be combined with --private-users=, but managed")
 	case o.Template != "" && o.Image != "":
-		return errors.New("--template= and --image= may not be combined")
+		return errors.New("--template= and --image= may not be combined.")
 	case o.Ephemeral && o.Template != "" && o.Directory != "":
-		return errors.New("--ephemeral and --template= may not be combined")
+		return errors.New("--ephemeral and --template= may not be combined.")
 	case o.Template != "" && o.Directory == "" && o.Machine == "":
-		return errors.New("--template= requires --directory= or --machine=")
+		return errors.New("--template= requires --directory= or --machine=.")
 	case o.Ephemeral && !(o.JournalTry || o.LinkJournal == "no" || o.LinkJournal == "auto"):
-		return errors.New("--ephemeral and --link-journal= may not be combined")
+		return errors.New("--ephemeral and --link-journal={host,guest} may not be combined.")
 	case o.KeepUnit && o.Slice != "":
-		return errors.New("--keep-unit and --slice= may not be combined")
+		return errors.New("--keep-unit and --slice= may not be combined.")
 	case o.KeepUnit && len(o.Properties) > 0:
-		return errors.New("--keep-unit and --property= may not be combined")
+		return errors.New("--keep-unit and --property= may not be combined.")
 	case o.Bridge != "" && o.Zone != "":
-		return errors.New("--network-bridge= and --network-zone= may not be combined")
+		return errors.New("--network-bridge= and --network-zone= may not be combined.")
 	case o.NetnsPath != "" && (o.Veth || len(o.VethExtra)+len(o.Interfaces)+len(o.MACVLANs)+len(o.IPVLANs)+len(o.Ports) > 0):
 		return errors.New("--network-namespace-path= cannot be combined with other network options")
 	case len(o.Ports) > 0 && !o.PrivateNet:
@@ -51,32 +51,35 @@ func (o *Options) Validate() error {
 	case o.Ownership == "foreign":
 		return errors.New("--private-users-ownership=foreign needs systemd-mountfsd, which this program does not speak to")
 	case o.Ownership == "chown" && (o.ReadOnly || o.Volatile != "no"):
-		return errors.New("--read-only and --private-users-ownership=chown may not be combined")
+		return errors.New("--read-only and --private-users-ownership=chown may not be combined.")
 	case o.Users.Mode == settings.UserFixed && o.Ownership == "chown" && o.Users.Base%0x10000 != 0:
-		return fmt.Errorf("UID base %d is not a multiple of 65536, which --private-users-ownership=chown needs", o.Users.Base)
+		return fmt.Errorf("Automatic UID/GID adjusting is only supported for UID/GID ranges starting at multiples of 2^16 with a range of 2^16. (%d:%d)", o.Users.Base, o.Users.Count)
 	case o.Boot() && o.CapAmbient != 0:
-		return errors.New("Setting ambient capabilities is not useful for boot mode.")
+		return errors.New("AmbientCapability= setting is not useful for boot mode.")
 	case o.PID2() && (o.Knobs.SharePID):
-		return errors.New("--as-pid2 needs a PID namespace")
+		return errors.New("--as-pid2 cannot be used without namespacing.")
 	case o.Boot() && o.Knobs.SharePID:
-		return errors.New("--boot needs a PID namespace")
+		return errors.New("--boot cannot be used without namespacing.")
 	case o.Image == "" && (len(o.RootHash) > 0 || o.RootHashSig != "" || o.VerityData != ""):
 		return errors.New("--root-hash=, --root-hash-sig= and --verity-data= need --image=")
 	case len(o.BindUserGroups) > 0 && len(o.BindUsers) == 0:
 		return errors.New("Cannot use --bind-user-group= without --bind-user=")
 	case o.Cleanup && o.Ephemeral:
-		return errors.New("--cleanup and --ephemeral may not be combined")
+		return errors.New("--cleanup and --ephemeral may not be combined.")
 	}
 	if o.NetnsPath != "" && !path.IsAbs(o.NetnsPath) {
 		return fmt.Errorf("network namespace path %q is not absolute", o.NetnsPath)
 	}
+	if o.User != "" && !settings.ValidUser(o.User) {
+		return fmt.Errorf("Failed to resolve user %s.", o.User)
+	}
 	bounding := o.Bounding()
 	if o.CapAmbient&^bounding != 0 {
-		return fmt.Errorf("ambient capabilities %s are not in the bounding set", caps.Format(o.CapAmbient&^bounding))
+		return fmt.Errorf("AmbientCapability= setting is not fully covered by Capability= setting. (%s)", caps.Format(o.CapAmbient&^bounding))
 	}
 	for _, m := range o.Mounts {
 		if path.Clean(m.Destination) == "/" && (o.Userns() && o.Users.Mode == settings.UserPick || o.Ownership != "off") {
-			return errors.New("a mount on / may not be combined with changing the ownership of the root directory")
+			return fmt.Errorf("--private-users-ownership=%s may not be combined with custom root mounts.", o.Ownership)
 		}
 	}
 	seen := map[string]bool{}

@@ -17,7 +17,7 @@ const maxCredential = 1 << 20
 func (c *commandLine) setCredential(s string) error {
 	id, value, ok := strings.Cut(s, ":")
 	if !ok {
-		return fmt.Errorf("Missing value for credential, got %q", s)
+		return fmt.Errorf("Missing value for --set-credential=: %s", s)
 	}
 	data, err := unescapeC(value)
 	if err != nil {
@@ -28,27 +28,33 @@ func (c *commandLine) setCredential(s string) error {
 
 func (c *commandLine) loadCredential(s string) error {
 	id, source, ok := strings.Cut(s, ":")
-	if !ok || source == "" {
-		return fmt.Errorf("Missing source of credential, got %q", s)
+	if !ok {
+		return fmt.Errorf("Missing value for --load-credential=: %s", s)
 	}
 	if !validCredential(id) {
-		return fmt.Errorf("Credential name not valid: %s", id)
+		return fmt.Errorf("Credential name is not valid: %s", id)
 	}
-	if !filepath.IsAbs(source) {
-		if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" && validCredential(source) {
-			source = filepath.Join(dir, source)
+	switch {
+	case filepath.IsAbs(source):
+	case !validCredential(source):
+		return fmt.Errorf("Credential source appears to be neither a valid path nor a credential name: %s", source)
+	default:
+		dir := os.Getenv("CREDENTIALS_DIRECTORY")
+		if dir == "" {
+			return fmt.Errorf("Credential not available (no credentials passed at all): %s", source)
 		}
+		source = filepath.Join(dir, source)
 	}
 	data, err := readCredential(source)
 	if err != nil {
-		return fmt.Errorf("read credential %q: %w", id, err)
+		return fmt.Errorf("Failed to read credential '%s': %w", id, err)
 	}
 	return c.addCredential(id, data)
 }
 
 func (c *commandLine) addCredential(id string, data []byte) error {
 	if !validCredential(id) {
-		return fmt.Errorf("Credential name not valid: %s", id)
+		return fmt.Errorf("Credential name is not valid: %s", id)
 	}
 	if !c.opts.AddCredential(id, data) {
 		return fmt.Errorf("Duplicate credential '%s', refusing.", id)

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"machined/spawn/settings"
 )
@@ -69,4 +70,15 @@ func (c *commandLine) environment() error {
 		k.APIVFS = map[bool]string{true: "yes", false: "no"}[on]
 	}
 	return nil
+}
+
+// belowAPIVFS tells whether a path of the machine is in a file system of the
+// kernel's, where a payload's working directory has no place.
+func belowAPIVFS(p string) bool {
+	for _, dir := range []string{"/dev", "/proc", "/sys"} {
+		if p == dir || strings.HasPrefix(p, dir+"/") {
+			return true
+		}
+	}
+	return false
 }

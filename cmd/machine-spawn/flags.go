@@ -60,11 +60,15 @@ func parse(args []string) (*commandLine, error) {
 	c.bindUserFlags()
 	c.diskFlags()
 	c.refusedFlags()
-	if err := c.fs.Parse(args); err != nil {
-		if errors.Is(err, pflag.ErrHelp) {
-			err = errDone
-		}
+	args, err := c.unabbreviate(args)
+	if err != nil {
 		return nil, err
+	}
+	if err := c.fs.Parse(args); err != nil {
+		if errors.Is(err, pflag.ErrHelp) || errors.Is(err, errDone) {
+			return nil, errDone
+		}
+		return nil, refusal(err)
 	}
 	if c.mask[maskUserShell] && len(c.opts.BindUsers) == 0 {
 		return nil, errors.New("Cannot use --bind-user-shell= without --bind-user=")
@@ -162,11 +166,11 @@ func words(list []string) error {
 func signalNames() (list []string) {
 	for n := syscall.Signal(1); n < settings.RTMin; n++ {
 		if name := unix.SignalName(n); name != "" {
-			list = append(list, name)
+			list = append(list, strings.TrimPrefix(name, "SIG"))
 		}
 	}
 	for n := range settings.RTMax - settings.RTMin + 1 {
-		list = append(list, fmt.Sprintf("SIGRTMIN+%d", n))
+		list = append(list, fmt.Sprintf("RTMIN+%d", n))
 	}
 	return list
 }
@@ -228,6 +232,12 @@ func (c *commandLine) execFlags() {
 		if !path.IsAbs(s) {
 			return fmt.Errorf("Working directory %s is not an absolute path.", s)
 		}
+		if !settings.NormalizedPath(s) {
+			return fmt.Errorf("Working directory path is not normalized: %s", s)
+		}
+		if belowAPIVFS(s) {
+			return fmt.Errorf("Working directory is below API VFS, refusing: %s", s)
+		}
 		o.Chdir = path.Clean(s)
 		return nil
 	})
@@ -277,8 +287,8 @@ func (c *commandLine) identityFlags() {
 	})
 	c.masked("uuid", "uuid", "", "UUID", "Set a specific machine UUID for the container", func(s string) (err error) {
 		o.UUID, err = settings.ParseID(s)
-		if err == nil && o.UUID == [16]byte{} {
-			err = errors.New("machine UUID may not be all zeroes.")
+		if errors.Is(err, settings.ErrZeroID) {
+			err = errors.New("Machine UUID may not be all zeroes.")
 		}
 		return err
 	})
@@ -369,7 +379,7 @@ func (c *commandLine) networkFlags() {
 	})
 	net("network-zone", "", "NAME", "The same, with an automatically managed bridge interface", func(s string) error {
 		if !netname.ValidZone(s) {
-			return fmt.Errorf("Network zone interface name not valid: %s", s)
+			return fmt.Errorf("Network zone name not valid: vz-%s", s)
 		}
 		o.Zone = s
 		return nil
@@ -400,6 +410,9 @@ func (c *commandLine) securityFlags() {
 			if s == "help" {
 				return words(caps.Names())
 			}
+			if strings.ContainsAny(s, " \t\r\n") {
+				return errors.New("capabilities are separated by commas here")
+			}
 			mask, err := caps.Parse(s)
 			if err == nil && strings.Trim(s, ", \t") == "" {
 				err = errors.New("empty argument")
@@ -410,7 +423,12 @@ func (c *commandLine) securityFlags() {
 	}
 	c.masked(maskCaps, "capability", "", "CAP", "In addition to the default, retain specified capability", set(&o.CapAdd))
 	c.masked(maskCaps, "drop-capability", "", "CAP", "Drop the specified capability from the default set", set(&o.CapDrop))
-	c.masked(maskCaps, "ambient-capability", "", "CAP", "Sets the specified capability for the started process", set(&o.CapAmbient))
+	c.masked(maskCaps, "ambient-capability", "", "CAP", "Sets the specified capability for the started process", func(s string) error {
+		if slices.Contains(strings.Split(s, ","), "all") {
+			return errors.New("AmbientCapability= does not support the value all.")
+		}
+		return set(&o.CapAmbient)(s)
+	})
 	c.masked("no-new-privileges", "no-new-privileges", "", "BOOLEAN", "Set PR_SET_NO_NEW_PRIVS flag for container payload", boolTo(&o.NoNewPrivs))
 	c.masked("syscalls", "system-call-filter", "", "LIST|~LIST", "Permit/prohibit specific system calls", func(s string) error {
 		list := &o.SyscallAllow
@@ -428,11 +446,14 @@ func (c *commandLine) securityFlags() {
 	c.masked("rlimit", "rlimit", "", "NAME=LIMIT", "Set a resource limit for the payload", func(s string) error {
 		name, value, ok := strings.Cut(s, "=")
 		if !ok {
-			return fmt.Errorf("--rlimit= expects an assignment, not %q", s)
+			if s == "help" {
+				return words(settings.Limits())
+			}
+			return fmt.Errorf("--rlimit= expects an '=' assignment, not %q.", s)
 		}
 		name = strings.TrimPrefix(strings.ToUpper(name), "RLIMIT_")
 		if !settings.ValidLimit(name) {
-			return fmt.Errorf("Unknown resource limit: %s", s)
+			return fmt.Errorf("Unknown resource limit: %s", name)
 		}
 		l, err := settings.ParseLimit(name, value)
 		if err == nil {
@@ -503,7 +524,7 @@ func (c *commandLine) otherFlags() {
 	})
 	c.flag("link-journal", "link-journal-try-guest", "j", "Equivalent to --link-journal=try-guest", func() error { o.LinkJournal, o.JournalTry = "guest", true; return nil })
 	c.fs.Lookup("link-journal-try-guest").Hidden = true
-	modes := []string{"interactive", "read-only", "passive", "pipe", "autopipe"}
+	modes := []string{"autopipe", "interactive", "passive", "pipe", "read-only"}
 	c.value("console", "", "MODE", "Select how stdin/stdout/stderr and /dev/console are set up for the container", func(s string) error {
 		if s == "help" {
 			return words(modes)

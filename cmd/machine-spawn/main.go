@@ -51,7 +51,7 @@ func main() {
 		}
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
+		fmt.Fprintln(os.Stderr, inWords(err))
 		os.Exit(1)
 	}
 	os.Exit(code)
@@ -80,6 +80,10 @@ func run(args []string) (int, error) {
 			o.Users, o.Ownership = settings.PrivateUsers{}, "off"
 		}
 	}
+	if o.Console == "pipe" || o.Console == "autopipe" && !terminals() {
+		// The payload has our standard error: what we say would be between its words.
+		o.Quiet = true
+	}
 	o.Implied()
 	if o.Boot() && o.KillSignal == 0 {
 		o.KillSignal = unix.Signal(34 + 3) // SIGRTMIN+3
@@ -95,6 +99,16 @@ func run(args []string) (int, error) {
 		bus.warm()
 	}
 	return spawn.Run(context.Background(), o, streams(), bus)
+}
+
+// terminals tells whether standard input and output are terminals.
+func terminals() bool {
+	for _, fd := range []int{0, 1} {
+		if _, err := unix.IoctlGetTermios(fd, unix.TCGETS); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 func streams() spawn.Streams {
@@ -180,7 +194,7 @@ func (c *commandLine) preflight() error {
 	}
 	st, err := os.Stat(c.imagePath)
 	if err != nil {
-		return fmt.Errorf("Failed to open %s: %w", c.imagePath, errors.Unwrap(err))
+		return fmt.Errorf("Failed to resolve path %s: %w", c.imagePath, errors.Unwrap(err))
 	}
 	if o.Directory != "" && !st.IsDir() {
 		return fmt.Errorf("%s is not a directory; disk images are given with --image=", c.imagePath)

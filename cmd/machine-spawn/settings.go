@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -34,17 +35,20 @@ func (c *commandLine) settingsFile() error {
 	}
 	defer f.Close()
 	file, warnings, err := settings.Parse(f)
-	if err != nil {
-		return fmt.Errorf("read settings %s: %w", name, err)
-	}
-	if mode == "override" {
-		c.mask = map[string]bool{}
-	}
-	if !trusted && mode != "trusted" {
+	if err == nil && !trusted && mode != "trusted" {
 		warnings = append(warnings, file.DropUntrusted()...)
 	}
 	for _, w := range warnings {
-		fmt.Fprintf(os.Stderr, "%s: %s\n", name, w)
+		fmt.Fprintln(os.Stderr, w.In(name))
+	}
+	if err != nil {
+		return fmt.Errorf("%s:%w", name, err)
+	}
+	if file.AmbientAll {
+		return errors.New("AmbientCapability= does not support the value all.")
+	}
+	if mode == "override" {
+		c.mask = map[string]bool{}
 	}
 	c.merge(file)
 	return nil
@@ -89,9 +93,8 @@ func (c *commandLine) merge(f *settings.File) {
 	if !c.mask[maskCaps] {
 		o.CapAdd |= f.Capability
 		o.CapAmbient |= f.AmbientCapability
+		o.CapDrop |= f.DropCapability
 	}
-	// What is dropped or forbidden stays so, whoever says it.
-	o.CapDrop |= f.DropCapability
 	if !c.mask["syscalls"] {
 		o.SyscallAllow = append(o.SyscallAllow, f.SystemCallAllow...)
 	}

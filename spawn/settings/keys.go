@@ -19,19 +19,19 @@ var keys = map[string]func(*parser, string) error{
 	"Exec.Ephemeral":         func(p *parser, v string) error { return setBool(&p.file.Ephemeral, v) },
 	"Exec.Parameters":        func(p *parser, v string) error { return words(&p.file.Parameters, v, true, nil) },
 	"Exec.Environment":       func(p *parser, v string) error { return words(&p.file.Environment, v, false, validAssignment) },
-	"Exec.User":              func(p *parser, v string) error { return text(&p.file.User, v, validUser) },
+	"Exec.User":              func(p *parser, v string) error { return text(&p.file.User, v, nil) },
 	"Exec.WorkingDirectory":  func(p *parser, v string) error { return text(&p.file.WorkingDirectory, v, validPath) },
 	"Exec.PivotRoot":         (*parser).pivotRoot,
-	"Exec.Capability":        func(p *parser, v string) error { return capabilities(&p.file.Capability, v) },
-	"Exec.DropCapability":    func(p *parser, v string) error { return capabilities(&p.file.DropCapability, v) },
-	"Exec.AmbientCapability": func(p *parser, v string) error { return capabilities(&p.file.AmbientCapability, v) },
+	"Exec.Capability":        func(p *parser, v string) error { return p.capabilities(&p.file.Capability, v) },
+	"Exec.DropCapability":    func(p *parser, v string) error { return p.capabilities(&p.file.DropCapability, v) },
+	"Exec.AmbientCapability": (*parser).ambientCapability,
 	"Exec.KillSignal":        func(p *parser, v string) (err error) { return assign(&p.file.KillSignal, v, ParseSignal) },
 	"Exec.Personality":       func(p *parser, v string) error { return text(&p.file.Personality, v, validPersonality) },
 	"Exec.MachineID":         func(p *parser, v string) error { return pointer(&p.file.MachineID, v, ParseID) },
 	"Exec.PrivateUsers":      func(p *parser, v string) error { return pointer(&p.file.PrivateUsers, v, ParsePrivateUsers) },
 	"Exec.NotifyReady":       func(p *parser, v string) error { return setBool(&p.file.NotifyReady, v) },
 	"Exec.SystemCallFilter":  (*parser).systemCallFilter,
-	"Exec.OOMScoreAdjust":    func(p *parser, v string) error { return pointer(&p.file.OOMScoreAdjust, v, ParseOOMScoreAdjust) },
+	"Exec.OOMScoreAdjust":    (*parser).oomScoreAdjust,
 	"Exec.CPUAffinity":       (*parser).cpuAffinity,
 	"Exec.Hostname":          func(p *parser, v string) error { return text(&p.file.Hostname, v, validHostname) },
 	"Exec.NoNewPrivileges":   func(p *parser, v string) error { return setBool(&p.file.NoNewPrivileges, v) },
@@ -50,15 +50,15 @@ var keys = map[string]func(*parser, string) error{
 	"Files.OverlayReadOnly":       func(p *parser, v string) error { return p.mount(ParseOverlay(v, true)) },
 	"Files.PrivateUsersOwnership": func(p *parser, v string) error { return assign(&p.file.Ownership, v, ParseOwnership) },
 	"Files.PrivateUsersChown":     (*parser).chown,
-	"Files.BindUser":              func(p *parser, v string) error { return words(&p.file.BindUsers, v, false, validUser) },
+	"Files.BindUser":              (*parser).bindUser,
 	"Files.BindUserShell":         func(p *parser, v string) error { return pointer(&p.file.BindUserShell, v, ParseBindUserShell) },
 
 	"Network.Private":              func(p *parser, v string) error { return setBool(&p.file.Private, v) },
 	"Network.VirtualEthernet":      func(p *parser, v string) error { return setBool(&p.file.VirtualEthernet, v) },
-	"Network.VirtualEthernetExtra": func(p *parser, v string) error { return links(&p.file.VirtualEthernetExtra, v, "") },
-	"Network.Interface":            func(p *parser, v string) error { return links(&p.file.Interfaces, v, "") },
-	"Network.MACVLAN":              func(p *parser, v string) error { return links(&p.file.MACVLANs, v, "mv-") },
-	"Network.IPVLAN":               func(p *parser, v string) error { return links(&p.file.IPVLANs, v, "iv-") },
+	"Network.VirtualEthernetExtra": func(p *parser, v string) error { return links(&p.file.VirtualEthernetExtra, v, "", "") },
+	"Network.Interface":            func(p *parser, v string) error { return links(&p.file.Interfaces, v, "", "Network") },
+	"Network.MACVLAN":              func(p *parser, v string) error { return links(&p.file.MACVLANs, v, "mv-", "MACVLAN network") },
+	"Network.IPVLAN":               func(p *parser, v string) error { return links(&p.file.IPVLANs, v, "iv-", "IPVLAN network") },
 	"Network.Bridge":               func(p *parser, v string) error { return text(&p.file.Bridge, v, validIfname) },
 	"Network.Zone":                 func(p *parser, v string) error { return text(&p.file.Zone, v, validZone) },
 	"Network.Port":                 (*parser).port,
@@ -102,7 +102,7 @@ func assign[T any](to *T, v string, parse func(string) (T, error)) error {
 }
 
 func text(to *string, v string, valid func(string) error) error {
-	if v != "" {
+	if v != "" && valid != nil {
 		if err := valid(v); err != nil {
 			return err
 		}
@@ -137,17 +137,54 @@ func words(to *[]string, v string, replace bool, valid func(string) error) error
 	return nil
 }
 
-func capabilities(to *uint64, v string) error {
+// capabilities adds those that it knows; one that it does not makes a warning.
+func (p *parser) capabilities(to *uint64, v string) error {
 	if v == "" {
 		*to = 0
 		return nil
 	}
-	mask, err := caps.Parse(v)
-	*to |= mask
-	return err
+	list, err := SplitWords(v)
+	if err != nil {
+		return err
+	}
+	for _, w := range list {
+		mask, err := caps.Parse(w)
+		if err != nil {
+			p.warnf("Failed to parse capability, ignoring: %s", w)
+			continue
+		}
+		*to |= mask
+	}
+	return nil
 }
 
-func links(to *[]Link, v, prefix string) error {
+func (p *parser) ambientCapability(v string) error {
+	list, _ := SplitWords(v)
+	if slices.Contains(list, "all") {
+		p.file.AmbientAll = true
+	}
+	return p.capabilities(&p.file.AmbientCapability, v)
+}
+
+// bindUser adds the users whose names are names.
+func (p *parser) bindUser(v string) error {
+	if v == "" {
+		p.file.BindUsers = nil
+		return nil
+	}
+	for w := range strings.FieldsSeq(v) {
+		if validUser(w) != nil {
+			p.warnf("User name '%s' not valid, ignoring.", w)
+			continue
+		}
+		p.file.BindUsers = append(p.file.BindUsers, w)
+	}
+	return nil
+}
+
+// links adds network links. With what, a name that is none makes the file unusable:
+// a machine without the link would be cut off, or have another one's place.
+func links(to *[]Link, v, prefix, what string) error {
 	if v == "" {
 		*to = nil
 		return nil
@@ -155,6 +192,9 @@ func links(to *[]Link, v, prefix string) error {
 	var add []Link
 	for w := range strings.FieldsSeq(v) {
 		l, err := ParseLink(w, prefix)
+		if err != nil && what != "" {
+			return fmt.Errorf("%s interface, interface name not valid: %s: %w", what, w, errFatal)
+		}
 		if err != nil {
 			return err
 		}
@@ -208,7 +248,7 @@ func (p *parser) cpuAffinity(v string) error {
 	}
 	cpus, err := ParseCPUs(v)
 	if err != nil {
-		return err
+		return fmt.Errorf("Failed to parse CPU affinity '%s' (%w): %w", v, err, errFatal)
 	}
 	cpus = append(cpus, p.file.CPUAffinity...)
 	slices.Sort(cpus)
@@ -250,10 +290,22 @@ func (p *parser) port(v string) error {
 		if err != nil {
 			return err
 		}
+		if slices.ContainsFunc(slices.Concat(p.file.Ports, add), func(q Port) bool { return q.Protocol == port.Protocol && q.Host == port.Host }) {
+			p.warnf("Duplicate port specification, ignoring: %s", w)
+			continue
+		}
 		add = append(add, port)
 	}
 	p.file.Ports = append(p.file.Ports, add...)
 	return nil
+}
+
+func (p *parser) oomScoreAdjust(v string) error {
+	err := pointer(&p.file.OOMScoreAdjust, v, ParseOOMScoreAdjust)
+	if _, notNumber := strconv.Atoi(v); err != nil && notNumber == nil {
+		return plainError("OOM score adjust value out of range, ignoring: " + v)
+	}
+	return err
 }
 
 func (p *parser) limit(name, v string) error {
@@ -262,6 +314,9 @@ func (p *parser) limit(name, v string) error {
 		return nil
 	}
 	l, err := ParseLimit(name, v)
+	if errors.Is(err, ErrSoftAboveHard) {
+		return plainError("Soft resource limit chosen higher than hard limit, ignoring: " + v)
+	}
 	if err != nil {
 		return err
 	}
@@ -272,11 +327,14 @@ func (p *parser) limit(name, v string) error {
 	return nil
 }
 
+// NormalizedPath tells whether a path has no part that is "..".
+func NormalizedPath(s string) bool { return !slices.Contains(strings.Split(s, "/"), "..") }
+
 func validPath(s string) error {
 	switch {
 	case !strings.HasPrefix(s, "/"):
 		return errors.New("path is not absolute")
-	case slices.Contains(strings.Split(s, "/"), ".."):
+	case !NormalizedPath(s):
 		return errors.New("path contains ..")
 	case len(s) >= 4096:
 		return errors.New("path is too long")
@@ -309,11 +367,17 @@ func ValidVariable(name string) bool {
 	return strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_") == ""
 }
 
+// ValidUser tells whether s can name a user, by name or number.
+func ValidUser(s string) bool { return validUser(s) == nil }
+
 func validUser(s string) error {
-	if _, err := strconv.ParseUint(s, 10, 32); err == nil {
+	if n, err := strconv.ParseUint(s, 10, 32); err == nil {
+		if n == 0xffffffff || n == 0xffff {
+			return fmt.Errorf("%q stands for no user", s)
+		}
 		return nil
 	}
-	if len(s) > 256 || strings.ContainsAny(s, ":/ \t\n\x00") || s == "." || s == ".." || strings.HasPrefix(s, "-") {
+	if s == "" || len(s) > 256 || strings.ContainsAny(s, ":/ \t\n\x00") || s == "." || s == ".." || strings.HasPrefix(s, "-") {
 		return fmt.Errorf("%q is not a user name", s)
 	}
 	return nil

@@ -1,8 +1,11 @@
 package settings
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -32,6 +35,14 @@ var limits = map[string]struct {
 	"NICE": {unix.RLIMIT_NICE, nice}, "RTPRIO": {unix.RLIMIT_RTPRIO, plain}, "RTTIME": {unix.RLIMIT_RTTIME, microseconds},
 }
 
+// ErrSoftAboveHard is wrapped when a limit's first number is above its second.
+var ErrSoftAboveHard = errors.New("soft limit is above the hard one")
+
+// Limits returns the names of all limits, in the kernel's order.
+func Limits() []string {
+	return slices.SortedFunc(maps.Keys(limits), func(a, b string) int { return limits[a].resource - limits[b].resource })
+}
+
 // ValidLimit tells whether name (upper case, no RLIMIT_) is a resource limit.
 func ValidLimit(name string) bool { _, ok := limits[name]; return ok }
 
@@ -56,7 +67,7 @@ func ParseLimit(name, s string) (Limit, error) {
 		}
 	}
 	if soft > hard {
-		return Limit{}, fmt.Errorf("%q: soft limit is above the hard one", s)
+		return Limit{}, fmt.Errorf("%q: %w", s, ErrSoftAboveHard)
 	}
 	return Limit{soft, hard}, nil
 }

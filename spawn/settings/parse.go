@@ -17,7 +17,7 @@ const (
 )
 
 // ErrSyntax is wrapped when a file is no settings file at all.
-var ErrSyntax = errors.New("not a settings file")
+var ErrSyntax = errors.New("Failed to parse file: Bad message")
 
 // Parse reads a file. The warnings are about lines that it passed over; the error
 // is about the whole: it cannot be read, is too large, or has a broken section
@@ -36,39 +36,36 @@ func Parse(r io.Reader) (*File, []Warning, error) {
 		if line == 1 {
 			text = bytes.TrimPrefix(text, []byte("\ufeff"))
 		}
-		text = bytes.TrimLeft(text, " \t\r")
-		if len(text) > 0 && (text[0] == '#' || text[0] == ';') {
+		if word := bytes.TrimLeft(text, " \t\r"); len(word) > 0 && (word[0] == '#' || word[0] == ';') {
 			continue // also between the parts of a continued line
 		}
-		if pending.Len() == 0 {
-			start = line
-		}
+		start = line // stock counts the last one of a continued line
 		if n := len(text); n > 0 && text[n-1] == '\\' && !escaped(text[:n-1]) {
 			pending.Write(text[:n-1])
 			pending.WriteByte(' ')
 			if pending.Len() > maxLine {
-				return nil, p.warnings, fmt.Errorf("line %d: line is too long: %w", start, ErrSyntax)
+				return nil, p.warnings, fmt.Errorf("%d: Line is too long: %w", start, ErrSyntax)
 			}
 			continue
 		}
 		pending.Write(text)
 		if err := p.line(start, pending.String()); err != nil {
-			return nil, p.warnings, fmt.Errorf("line %d: %w", start, err)
+			return nil, p.warnings, fmt.Errorf("%d: %w", start, err)
 		}
 		pending.Reset()
 	}
 	if err := s.Err(); err != nil {
 		if errors.Is(err, bufio.ErrTooLong) {
-			return nil, p.warnings, fmt.Errorf("line %d: line is too long: %w", line+1, ErrSyntax)
+			return nil, p.warnings, fmt.Errorf("%d: Line is too long: %w", line+1, ErrSyntax)
 		}
 		return nil, p.warnings, err
 	}
 	if lr.N <= 0 {
-		return nil, p.warnings, fmt.Errorf("larger than %d bytes: %w", maxFile, ErrSyntax)
+		return nil, p.warnings, fmt.Errorf("1: File is larger than %d bytes: %w", maxFile, ErrSyntax)
 	}
 	if pending.Len() > 0 {
 		if err := p.line(start, pending.String()); err != nil {
-			return nil, p.warnings, fmt.Errorf("line %d: %w", start, err)
+			return nil, p.warnings, fmt.Errorf("%d: %w", start, err)
 		}
 	}
 	p.complete()
@@ -98,6 +95,7 @@ type parser struct {
 	warnings    []Warning
 	section     string // "" before the first, "-" in one that is skipped
 	boot, pid2  *bool
+	startLine   int // the last one about what is started
 	currentLine int
 }
 
@@ -112,12 +110,11 @@ func (p *parser) line(number int, text string) error {
 		return nil
 	}
 	if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
-		p.warnf("Line is not valid UTF-8, ignoring.")
-		return nil
+		return fmt.Errorf("String is not UTF-8 clean, ignoring assignment: %q: %w", text, ErrSyntax)
 	}
 	if text[0] == '[' {
 		if text[len(text)-1] != ']' {
-			return fmt.Errorf("invalid section header %q: %w", text, ErrSyntax)
+			return fmt.Errorf("Invalid section header '%s': %w", text, ErrSyntax)
 		}
 		switch name := text[1 : len(text)-1]; name {
 		case "Exec", "Files", "Network":
@@ -160,7 +157,13 @@ func (p *parser) line(number int, text string) error {
 		return nil
 	}
 	if err := h(p, value); err != nil {
-		p.warnf("Failed to parse %s= setting %q, ignoring: %v", key, value, err)
+		if errors.Is(err, errFatal) {
+			return err
+		}
+		p.warnf("%s", complaint(key, value, err))
+	}
+	if key == "Boot" || key == "ProcessTwo" {
+		p.startLine = number
 	}
 	return nil
 }
@@ -172,6 +175,7 @@ func (p *parser) complete() {
 	boot, pid2 := p.boot != nil && *p.boot, p.pid2 != nil && *p.pid2
 	switch {
 	case boot && pid2:
+		p.currentLine = p.startLine
 		p.warnf("Conflicting Boot= or ProcessTwo= setting found. Ignoring.")
 	case boot:
 		f.StartMode = StartBoot
@@ -185,9 +189,5 @@ func (p *parser) complete() {
 	}
 	if f.PrivateUsers != nil && f.PrivateUsers.Mode == UserPick && f.Ownership == "" {
 		f.Ownership = "auto"
-	}
-	if f.Bridge != "" && f.Zone != "" {
-		p.warnf("Bridge= and Zone= exclude each other, ignoring both.")
-		f.Bridge, f.Zone = "", ""
 	}
 }

@@ -8,6 +8,7 @@ package settings
 
 import (
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,6 +29,7 @@ type File struct {
 	Capability        uint64 // added to the default
 	DropCapability    uint64 // wins over added ones
 	AmbientCapability uint64
+	AmbientAll        bool        // asked for all, which nothing grants
 	KillSignal        unix.Signal // 0: unset
 	Personality       string      // architecture name of systemd, such as x86
 	MachineID         *[16]byte
@@ -178,12 +180,12 @@ type Warning struct {
 	Text string
 }
 
-// String returns the warning as stock prints it, without the file's name.
-func (w Warning) String() string {
+// In returns the warning as stock prints it about the file called name.
+func (w Warning) In(name string) string {
 	if w.Line == 0 {
-		return w.Text
+		return strings.ReplaceAll(w.Text, "FILE", name)
 	}
-	return fmt.Sprintf("%d: %s", w.Line, w.Text)
+	return fmt.Sprintf("%s:%d: %s", name, w.Line, w.Text)
 }
 
 // PrivateNetwork tells whether the file asks for a network of the machine's own,
@@ -211,21 +213,26 @@ func (f *File) DropUntrusted() []Warning {
 	drop := func(set bool, name string, clear func()) {
 		if set {
 			clear()
-			out = append(out, Warning{Text: "Ignoring " + name + ", file is not trusted."})
+			out = append(out, Warning{Text: "Ignoring " + name + ", file FILE is not trusted."})
 		}
 	}
-	drop(f.Ephemeral != nil, "Ephemeral= setting", func() { f.Ephemeral = nil })
+	drop(f.Ephemeral != nil, "ephemeral setting", func() { f.Ephemeral = nil })
 	drop(f.Capability != 0, "Capability= setting", func() { f.Capability = 0 })
-	drop(f.AmbientCapability != 0, "AmbientCapability= setting", func() { f.AmbientCapability = 0 })
+	drop(f.AmbientCapability != 0 || f.AmbientAll, "AmbientCapability= setting", func() { f.AmbientCapability, f.AmbientAll = 0, false })
 	drop(f.MachineID != nil, "MachineID= setting", func() { f.MachineID = nil })
-	drop(f.PrivateUsers != nil, "PrivateUsers= setting", func() { f.PrivateUsers = nil })
-	drop(len(f.SystemCallAllow) > 0, "SystemCallFilter= setting", func() { f.SystemCallAllow, f.SystemCallDeny = nil, nil })
-	drop(len(f.Limits) > 0, "Limit= setting", func() { f.Limits = nil })
+	drop(f.PrivateUsers != nil || f.Ownership != "", "PrivateUsers= and PrivateUsersChown= settings", func() { f.PrivateUsers, f.Ownership = nil, "" })
+	drop(len(f.SystemCallAllow) > 0, "SystemCallFilter= settings", func() { f.SystemCallAllow, f.SystemCallDeny = nil, nil })
+	for _, name := range Limits() {
+		_, set := f.Limits[name]
+		drop(set, "Limit"+name+"= setting", func() { delete(f.Limits, name) })
+	}
+	if len(f.Limits) == 0 {
+		f.Limits = nil
+	}
 	drop(f.OOMScoreAdjust != nil, "OOMScoreAdjust= setting", func() { f.OOMScoreAdjust = nil })
 	drop(f.CPUAffinity != nil, "CPUAffinity= setting", func() { f.CPUAffinity = nil })
-	drop(f.LinkJournal != "", "LinkJournal= setting", func() { f.LinkJournal, f.LinkJournalTry = "", false })
-	drop(len(f.Mounts) > 0, "TemporaryFileSystem=, Bind=, BindReadOnly=, Inaccessible=, Overlay= or OverlayReadOnly= setting", func() { f.Mounts = nil })
-	drop(f.Ownership != "", "PrivateUsersOwnership= setting", func() { f.Ownership = "" })
+	drop(f.LinkJournal != "", "journal link setting", func() { f.LinkJournal, f.LinkJournalTry = "", false })
+	drop(len(f.Mounts) > 0, "TemporaryFileSystem=, Bind= and BindReadOnly= settings", func() { f.Mounts = nil })
 	drop(len(f.BindUsers) > 0, "BindUser= setting", func() { f.BindUsers = nil })
 	drop(f.BindUserShell != nil, "BindUserShell= setting", func() { f.BindUserShell = nil })
 	network := f.Private != nil || f.VirtualEthernet != nil || f.PrivateNetwork()

@@ -100,7 +100,7 @@ func ParsePrivateUsers(s string) (PrivateUsers, error) {
 		}
 	}
 	if count == 0 || base+count > math.MaxUint32 {
-		return PrivateUsers{}, fmt.Errorf("%q: UID range is empty or beyond the last UID", s)
+		return PrivateUsers{}, errors.New("UID range cannot be empty or go beyond 4294967295.")
 	}
 	return PrivateUsers{UserFixed, uint32(base), uint32(count)}, nil
 }
@@ -120,6 +120,9 @@ func ParseBindUserShell(s string) (BindUserShell, error) {
 	return BindUserShell{Copy: on}, nil
 }
 
+// ErrZeroID is wrapped where an id is all zero.
+var ErrZeroID = errors.New("id is zero")
+
 // ParseID reads a 128 bit id, as 32 hexadecimal digits or with the dashes of a
 // UUID. All zero is none.
 func ParseID(s string) ([16]byte, error) {
@@ -134,7 +137,7 @@ func ParseID(s string) ([16]byte, error) {
 	}
 	copy(id[:], b)
 	if id == [16]byte{} {
-		return id, errors.New("id is zero")
+		return id, ErrZeroID
 	}
 	return id, nil
 }
