@@ -4,9 +4,9 @@ import (
 	"errors"
 	"io"
 	"math"
-	"net"
 	"os"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -142,11 +142,15 @@ func (w *wire) receive(b []byte) (int, error) {
 	var n, oobn, flags int
 	var err error
 	file := w.file.Load()
-	if file == nil {
-		n, oobn, flags, _, err = w.sock.ReadMsgUnix(b, w.oob)
-		// serve closes sock under a reader that waits, and takes nothing from it.
-		if errors.Is(err, net.ErrClosed) {
-			file = w.file.Load()
+	for file == nil {
+		w.swap.RLock()
+		if file = w.file.Load(); file == nil {
+			n, oobn, flags, _, err = w.sock.ReadMsgUnix(b, w.oob)
+		}
+		w.swap.RUnlock()
+		// By this serve has a waiting reader let go of the socket.
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			break
 		}
 	}
 	if file != nil {
@@ -193,6 +197,13 @@ func receiveBlocking(file *os.File, b, oob []byte) (n, oobn, flags int, err erro
 // thread that looks for more to do. The socket leaves the poller for good, so
 // that it wakes nobody else. Close ends a wait.
 func (w *wire) serve() error {
+	// Nobody may be in a call on the socket when it becomes one to wait in: a
+	// reader would wait with it until the next message comes.
+	if err := w.sock.SetReadDeadline(time.Unix(1, 0)); err != nil {
+		return err
+	}
+	w.swap.Lock()
+	defer w.swap.Unlock()
 	raw, err := w.sock.SyscallConn()
 	if err != nil {
 		return err
@@ -212,6 +223,7 @@ func (w *wire) serve() error {
 		file = os.NewFile(uintptr(dup), "bus")
 	})
 	if err = errors.Join(err, ferr); err != nil {
+		_ = w.sock.SetReadDeadline(time.Time{})
 		return err
 	}
 	w.file.Store(file)
@@ -220,12 +232,16 @@ func (w *wire) serve() error {
 
 // send writes all of b.
 func (w *wire) send(b []byte) error {
-	var err error
-	if file := w.file.Load(); file != nil {
-		_, err = file.Write(b)
-	} else {
-		_, err = w.sock.Write(b)
+	file := w.file.Load()
+	if file == nil {
+		w.swap.RLock()
+		defer w.swap.RUnlock()
+		if file = w.file.Load(); file == nil {
+			_, err := w.sock.Write(b)
+			return err
+		}
 	}
+	_, err := file.Write(b)
 	return err
 }
 
@@ -234,11 +250,16 @@ func (w *wire) sendFDs(b []byte, fds []int) error {
 	rights := unix.UnixRights(fds...)
 	file := w.file.Load()
 	if file == nil {
-		n, _, err := w.sock.WriteMsgUnix(b, rights, nil)
-		if err != nil {
-			return err
+		w.swap.RLock()
+		if file = w.file.Load(); file == nil {
+			n, _, err := w.sock.WriteMsgUnix(b, rights, nil)
+			w.swap.RUnlock()
+			if err != nil {
+				return err
+			}
+			return w.send(b[n:])
 		}
-		return w.send(b[n:])
+		w.swap.RUnlock()
 	}
 	raw, err := file.SyscallConn()
 	if err != nil {

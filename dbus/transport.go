@@ -48,6 +48,7 @@ type wire struct {
 	tree   *Tree
 
 	begun atomic.Bool             // the authentication is over
+	swap  sync.RWMutex            // held over calls on sock, and to replace it
 	file  atomic.Pointer[os.File] // takes the place of sock when we serve
 
 	mu     sync.Mutex
