@@ -14,6 +14,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"machined/dbus"
+	"machined/dbus/machine1"
 	"machined/dbus/machine1/server"
 	"machined/dbus/systemd1"
 	"machined/image"
@@ -171,10 +172,13 @@ func run(ctx context.Context, cfg config, log *logrus.Logger) error {
 	return err
 }
 
-// watch keeps the service manager's watchdog fed until ctx or the bus ends.
+// watch keeps the service manager's watchdog fed until ctx or the bus ends. It
+// is fed when the table can be read and a call of our own has come back to us
+// by the bus, as anybody's would.
 func watch(ctx context.Context, conn *godbus.Conn, reg *registry.Registry) error {
 	var tick <-chan time.Time
-	if interval, err := daemon.SdWatchdogEnabled(false); err == nil && interval > 0 {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err == nil && interval > 0 {
 		ticker := time.NewTicker(interval / 3)
 		defer ticker.Stop()
 		tick = ticker.C
@@ -190,9 +194,19 @@ func watch(ctx context.Context, conn *godbus.Conn, reg *registry.Registry) error
 			return errBusLost
 		case <-tick:
 			_ = reg.Len() // a registry that hangs stops the feeding
-			_, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog)
+			if answers(ctx, conn, interval) {
+				_, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog)
+			}
 		}
 	}
+}
+
+// answers reports whether we answer a call on the bus within limit.
+func answers(ctx context.Context, conn *godbus.Conn, limit time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	names := conn.Names()
+	return len(names) > 0 && conn.Object(names[0], machine1.ManagerPath).CallWithContext(ctx, "org.freedesktop.DBus.Peer.Ping", 0).Err == nil
 }
 
 // startEnabled starts the machines that are enabled, as machines.target would.
