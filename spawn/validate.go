@@ -48,12 +48,12 @@ func (o *Options) Validate() error {
 		return errors.New("Invalid namespacing settings. Mounting sysfs with --private-users requires --private-network.")
 	case o.Users.Mode == settings.UserManaged:
 		return errors.New("--private-users=managed needs systemd-nsresourced, which this program does not speak to")
-	case o.Ownership == "foreign":
-		return errors.New("--private-users-ownership=foreign needs systemd-mountfsd, which this program does not speak to")
 	case o.Ownership == "chown" && (o.ReadOnly || o.Volatile != "no"):
 		return errors.New("--read-only and --private-users-ownership=chown may not be combined.")
-	case o.Users.Mode == settings.UserFixed && o.Ownership == "chown" && o.Users.Base%0x10000 != 0:
+	case o.Users.Mode == settings.UserFixed && o.Ownership == "chown" && (o.Users.Base%0x10000 != 0 || o.Users.Count != 0x10000):
 		return fmt.Errorf("Automatic UID/GID adjusting is only supported for UID/GID ranges starting at multiples of 2^16 with a range of 2^16. (%d:%d)", o.Users.Base, o.Users.Count)
+	case o.Ownership == "foreign" && !o.Userns():
+		return errors.New("--private-users-ownership=foreign needs --private-users=")
 	case o.Boot() && o.CapAmbient != 0:
 		return errors.New("AmbientCapability= setting is not useful for boot mode.")
 	case o.PID2() && (o.Knobs.SharePID):

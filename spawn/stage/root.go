@@ -127,23 +127,15 @@ func (o *outer) shiftOwnership(m int) (int, error) {
 	if mode == "auto" && st.Uid&0xffff0000 == o.base && o.base != 0 {
 		return m, nil // shifted already
 	}
-	if mode == "map" || (mode == "auto" && st.Uid < 0x10000) {
-		fd, err := o.idmapFD()
-		if err != nil {
-			// That says nothing about the file system: no reason to rewrite it.
+	foreign := isForeign(st.Uid)
+	if mode == "foreign" && !foreign {
+		return m, fmt.Errorf("the root belongs to UID %d, which is not of the foreign range (from %d on)", st.Uid, foreignBase)
+	}
+	if mode == "map" || mode == "foreign" || mode == "auto" && (st.Uid < 0x10000 || foreign) {
+		err := o.mapRoot(m, foreign && mode != "map")
+		// What says nothing about the file system is no reason to rewrite it.
+		if err == nil || mode != "auto" || !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPERM) {
 			return m, err
-		}
-		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(fd)}
-		err = setAttr(m, true, attr)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
-			// A mount below that can't be mapped: map at least the top.
-			err = setAttr(m, false, attr)
-		}
-		if err == nil {
-			return m, nil
-		}
-		if mode == "map" {
-			return m, fmt.Errorf("map ownership of root: %w", err)
 		}
 	}
 	if o.plan.Root.ReadOnly || o.plan.Root.Volatile == "yes" || o.plan.Root.Volatile == "state" || o.plan.Root.Volatile == "overlay" {
@@ -159,6 +151,43 @@ func (o *outer) shiftOwnership(m int) (int, error) {
 		return m, fmt.Errorf("change ownership of root: %w", err)
 	}
 	return m, nil
+}
+
+// foreignBase is the first of 65536 IDs that own trees of machines on disk without
+// being anybody's (systemd's UIDS-GIDS document: "foreign UID range").
+const foreignBase = 2147352576
+
+func isForeign(uid uint32) bool { return uid >= foreignBase && uid-foreignBase < 0x10000 }
+
+// mapRoot lets the owners on disk, IDs from 0 on or those of the foreign range,
+// appear as the machine's.
+func (o *outer) mapRoot(m int, foreign bool) error {
+	fd, err := -1, error(nil)
+	if foreign {
+		maps := []Mapping{{foreignBase, o.base, min(o.plan.Userns.Count, 0x10000)}}
+		if o.base != 0 {
+			maps = append(maps, Mapping{hostRootOnDisk, 0, 1})
+		}
+		if fd, err = usernsFD(maps); err == nil {
+			defer unix.Close(fd)
+		}
+	} else {
+		fd, err = o.idmapFD()
+	}
+	if err != nil {
+		// Not the file system's errors.
+		return fmt.Errorf("map ownership of root: %v", err)
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(fd)}
+	err = setAttr(m, true, attr)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
+		// A mount below that can't be mapped: map at least the top.
+		err = setAttr(m, false, attr)
+	}
+	if err != nil {
+		return fmt.Errorf("map ownership of root: %w", err)
+	}
+	return nil
 }
 
 func (o *outer) readOnlyRoot() error {
