@@ -58,6 +58,9 @@ soak: build nss ## races of 10,000 rounds and a million look-ups while machines 
 crash: build nss ## kill the daemon and cut the power at 100 moments of each change of an image (root)
 	MACHINED_TEST_CRASH=100 $(GO) test -tags integration -count=1 -timeout 30m -v -run 'Killed.*Images|PowerCut.*Images' ./tests/integration/
 
+soak: ## the long runs of what tests do briefly: 100,000 registrations, 10,000 rounds of each race (root)
+	SOAK_ROUNDS=100000 RACE_ROUNDS=10000 $(GO) test -tags integration -count=1 -timeout 120m -run 'TestSoak|TestHostileRaces' -v ./tests/integration/
+
 fuzz: ## every fuzz target for FUZZTIME each
 	@scripts/fuzz.sh $(FUZZTIME)
 

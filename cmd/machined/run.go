@@ -116,7 +116,17 @@ func run(ctx context.Context, cfg config, log *logrus.Logger) error {
 		return fmt.Errorf("connect to bus: %w", err)
 	}
 	defer conn.Close()
-	images := image.NewStore(image.Config{PoolDir: cfg.poolDir, Log: log.WithField("component", "image")})
+	imageConfig := image.Config{}
+	if cfg.user {
+		if imageConfig, err = image.UserConfig(); err != nil {
+			return fmt.Errorf("find images of the user: %w", err)
+		}
+	}
+	if cfg.poolDir != "" {
+		imageConfig.PoolDir = cfg.poolDir
+	}
+	imageConfig.Log = log.WithField("component", "image")
+	images := image.NewStore(imageConfig)
 	if !cfg.user {
 		if err := images.CleanTemporary(); err != nil {
 			log.WithError(err).Warn("Leftovers of operations that were killed are not removed.")

@@ -1,0 +1,73 @@
+//go:build integration
+
+package integration
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"machined/tests/host"
+)
+
+// userBus is what the package dbus-user-session has, which the hosts lack.
+const userBus = `mkdir -p /etc/systemd/user/sockets.target.wants
+printf '[Socket]\nListenStream=%%t/bus\n' >/etc/systemd/user/dbus.socket
+printf '[Unit]\nRequires=dbus.socket\n[Service]\nType=notify\nExecStart=/usr/bin/dbus-daemon --session --address=systemd: --nofork --nopidfile --systemd-activation\n' >/etc/systemd/user/dbus.service
+ln -sf ../dbus.socket /etc/systemd/user/sockets.target.wants/
+systemctl start user@$(id -u alice).service
+`
+
+// TestUserInstance has a user's service manager start the user's own machined
+// by a first call, and goes through the life of machines there. The system's
+// instance hears of none of them.
+func TestUserInstance(t *testing.T) {
+	ours(t)
+	onHosts(t, func(t *testing.T, h *host.Host) {
+		h.Shell(t, userBus)
+		as := func(script string) host.Result {
+			t.Helper()
+			return h.TryAs("alice", "sh", "-c", `export XDG_RUNTIME_DIR=/run/user/$(id -u) DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/$(id -u)/bus HOME=/home/alice
+m() { method=$1; shift; busctl --user call org.freedesktop.machine1 /org/freedesktop/machine1 org.freedesktop.machine1.Manager $method "$@"; }
+cd /tmp; `+script)
+		}
+		must := func(script string, want ...string) string {
+			t.Helper()
+			r := as(script)
+			if r.Exit != 0 {
+				t.Fatal(r)
+			}
+			match(t, r.Stdout, want...)
+			return r.Stdout
+		}
+		h.Shell(t, "install -d -o alice -g alice /home/alice")
+		host.Eventually(t, 20*time.Second, func() error { return exitError(as("systemctl --user is-system-running --wait")) })
+		must("m ListMachines", `^a\(ssso\) 0$`) // there is no .host
+		must(`systemd-run --user -q --unit=leader sleep 1000000
+m RegisterMachine sayssus mine 0 test container $(systemctl --user show -p MainPID --value leader.service) /`, `machine/mine`)
+		must("sleep 1000000 </dev/null >/dev/null 2>&1 & m CreateMachine 'sayssusa(sv)' made 0 test container $! / 0", `machine/made`)
+		must("m ListMachines", `"made".*"mine"`)
+		must("machinectl --user --no-pager --no-legend list", `^made +container +test`, `^mine +container +test`)
+		must("machinectl --user show made -p Unit -p State", `^Unit=machine-made\.scope$`, `^State=running$`)
+		must("cat $XDG_RUNTIME_DIR/systemd/machines/mine", `^NAME=mine$`, `^SCOPE=leader\.service$`)
+		must("systemctl --user is-active machine-made.scope", `^active$`)
+		if r := as("m RegisterMachine sayssus one 0 test container 1 /"); r.Exit == 0 {
+			t.Errorf("PID 1 as leader: %v", r)
+		}
+		must("systemctl --user restart systemd-machined.service; m ListMachines", `"made".*"mine"`)
+		must("machinectl --user terminate made; machinectl --user terminate mine")
+		host.Eventually(t, 10*time.Second, func() error {
+			r := as("machinectl --user --no-pager list")
+			if !strings.Contains(r.Stdout, "No machines.") {
+				return exitError(host.Result{Exit: 1, Stdout: r.Output()})
+			}
+			return nil
+		})
+		must("ls $XDG_RUNTIME_DIR/systemd/machines", `^$`)
+		must("mkdir -p ~/.local/state/machines/one/usr; machinectl --user --no-pager --no-legend list-images", `^one +directory`)
+		must("machinectl --user clone one two && machinectl --user rename two three && machinectl --user remove one; machinectl --user --no-pager --no-legend list-images", `^three +directory`)
+		if names := machines(t, h); len(names) != 0 {
+			t.Errorf("the system's instance has %v", names)
+		}
+	})
+}
