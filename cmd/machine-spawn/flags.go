@@ -302,6 +302,10 @@ func (c *commandLine) identityFlags() {
 			}
 			s += ".slice"
 		}
+		if plain := strings.ReplaceAll(s, "/", "-"); plain != s {
+			fmt.Fprintf(os.Stderr, "Invalid unit name \"%s\" escaped as \"%s\".\n", s, plain)
+			s = plain
+		}
 		o.Slice = s
 		return nil
 	})
@@ -449,11 +453,12 @@ func (c *commandLine) securityFlags() {
 			if s == "help" {
 				return words(settings.Limits())
 			}
-			return fmt.Errorf("--rlimit= expects an '=' assignment, not %q.", s)
+			return fmt.Errorf("--rlimit= expects an '=' assignment. (%q)", s)
 		}
+		given := name
 		name = strings.TrimPrefix(strings.ToUpper(name), "RLIMIT_")
 		if !settings.ValidLimit(name) {
-			return fmt.Errorf("Unknown resource limit: %s", name)
+			return fmt.Errorf("Unknown resource limit: %s", given)
 		}
 		l, err := settings.ParseLimit(name, value)
 		if err == nil {
@@ -572,7 +577,7 @@ func (c *commandLine) refusedFlags() {
 		{"selinux-apifs-context", "L", "SELinux labels"},
 		{"private-users-delegate", "", "systemd-nsresourced"},
 		{"forward-journal", "", "systemd-journal-remote"},
-		{"restrict-address-families", "", "filtering of socket families"},
+		{"restrict-address-families", "", "socket family filters"},
 	} {
 		c.value(r.name, r.short, "", "", func(string) error { return fmt.Errorf("%s not supported by this program", plural(r.why)) })
 		c.fs.Lookup(r.name).Hidden = true

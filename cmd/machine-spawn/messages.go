@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
+
+	"machined/spawn/settings"
 )
 
 // sentences say which option's value was not taken, as stock does; the rule that it
@@ -108,6 +110,9 @@ func badValue(f *pflag.Flag, value string, cause error) error {
 		_, value, _ = strings.Cut(value, "=")
 	}
 	said := fmt.Sprintf(sentence, value)
+	if errors.Is(cause, settings.ErrOneDirectory) {
+		said = "--overlay(-ro)= needs at least two colon-separated directories specified."
+	}
 	if strings.Contains(said, "--"+f.Name) {
 		return fmt.Errorf("%s (%w)", said, cause)
 	}

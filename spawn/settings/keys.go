@@ -173,7 +173,7 @@ func (p *parser) bindUser(v string) error {
 		return nil
 	}
 	for w := range strings.FieldsSeq(v) {
-		if validUser(w) != nil {
+		if validUser(w) != nil || strings.ContainsAny(w, `"'\,;|&<>$`) {
 			p.warnf("User name '%s' not valid, ignoring.", w)
 			continue
 		}

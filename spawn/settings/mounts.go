@@ -120,6 +120,9 @@ func ParseInaccessible(s string) (Mount, error) {
 	return Mount{Kind: MountInaccessible, Destination: dst}, err
 }
 
+// ErrOneDirectory is wrapped where an overlay has one directory or none.
+var ErrOneDirectory = errors.New("an overlay needs at least two directories")
+
 // ParseOverlay reads LOWER[:LOWER...]:UPPER:DESTINATION, or LOWER:UPPER, whose
 // destination is the upper's path; read-only the upper one is just the topmost.
 func ParseOverlay(s string, readOnly bool) (Mount, error) {
@@ -128,7 +131,7 @@ func ParseOverlay(s string, readOnly bool) (Mount, error) {
 		return Mount{}, err
 	}
 	if len(parts) < 2 {
-		return Mount{}, fmt.Errorf("%q: an overlay needs at least two directories", s)
+		return Mount{}, fmt.Errorf("%q: %w", s, ErrOneDirectory)
 	}
 	m := Mount{Kind: MountOverlay, ReadOnly: readOnly}
 	layers, dst := parts, strings.TrimPrefix(parts[len(parts)-1], "+")

@@ -32,11 +32,23 @@ func oneOf(s string, words []string) (string, error) {
 	return "", fmt.Errorf("%q is not one of %s", s, strings.Join(words, ", "))
 }
 
-// ParseResolvConf reads a way to give the machine its resolv.conf.
-func ParseResolvConf(s string) (string, error) { return oneOf(s, ResolvConfModes) }
+// ParseResolvConf reads a way to give the machine its resolv.conf; booleans are
+// auto and off.
+func ParseResolvConf(s string) (string, error) { return autoOr(s, ResolvConfModes) }
 
-// ParseTimezone reads a way to give the machine its time zone.
-func ParseTimezone(s string) (string, error) { return oneOf(s, TimezoneModes) }
+// ParseTimezone reads a way to give the machine its time zone; booleans are auto
+// and off.
+func ParseTimezone(s string) (string, error) { return autoOr(s, TimezoneModes) }
+
+func autoOr(s string, words []string) (string, error) {
+	if on, err := ParseBool(s); err == nil {
+		if on {
+			return "auto", nil
+		}
+		return "off", nil
+	}
+	return oneOf(s, words)
+}
 
 // ParseOwnership reads a way to reconcile a tree's owners with the UID range.
 func ParseOwnership(s string) (string, error) { return oneOf(s, OwnershipModes) }
