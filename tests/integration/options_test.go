@@ -119,7 +119,7 @@ func runRows(t *testing.T, h *host.Host, name string, rows []optionRow) {
 		switch {
 		case r.says == "" && r.exit == 0 && stderr != "":
 			t.Errorf("%s: said %q, want nothing", label, stderr)
-		case !strings.Contains(stderr, r.says):
+		case !strings.Contains(stderr+" ", r.says):
 			t.Errorf("%s: said %q, want %q", label, stderr, r.says)
 		case h.Impl == host.Ours && r.exit != 0 && r.file == "" && strings.Contains(stderr, "\n"):
 			t.Errorf("%s: more than one line: %q", label, stderr)
