@@ -3,9 +3,12 @@ package treecopy
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -144,4 +147,71 @@ func TestCopyOwner(t *testing.T) {
 	if out, err := exec.Command("find", dst, "!", "-uid", "99", "-o", "!", "-gid", "98").Output(); err != nil || len(out) != 0 {
 		t.Errorf("files with another owner: %s (%v)", out, err)
 	}
+}
+
+// TestCopyOfALiveTree copies a tree in which files and directories come, change
+// their kind and go meanwhile: what stays is copied, and nothing fails.
+func TestCopyOfALiveTree(t *testing.T) {
+	// In memory, where there is: what is slow here would be the file system.
+	base, err := os.MkdirTemp("/dev/shm", "treecopy")
+	if err != nil {
+		base = t.TempDir()
+	}
+	defer func() { _ = os.RemoveAll(base) }()
+	src := filepath.Join(base, "src")
+	for i := range 200 {
+		must(t, os.MkdirAll(filepath.Join(src, fmt.Sprint("d", i%10)), 0o755))
+		must(t, os.WriteFile(filepath.Join(src, fmt.Sprint("d", i%10), fmt.Sprint("keep", i)), make([]byte, i*100), 0o644))
+	}
+	stop := make(chan struct{})
+	var churn sync.WaitGroup
+	for range 2 {
+		churn.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				// Any of these may fail: the other does the same.
+				path := filepath.Join(src, fmt.Sprint("d", rand.IntN(10)), fmt.Sprint("x", rand.IntN(20)))
+				switch rand.IntN(8) {
+				case 0:
+					// It may be a FIFO by now, which nobody reads.
+					if f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NONBLOCK, 0o600); err == nil {
+						_, _ = f.Write(make([]byte, rand.IntN(200000)))
+						_ = f.Close()
+					}
+				case 1:
+					_ = os.Symlink("nowhere", path)
+				case 2:
+					_ = unix.Mkfifo(path, 0o600)
+				case 3:
+					_ = os.MkdirAll(filepath.Join(path, "sub"), 0o755)
+				case 4:
+					_ = os.Link(path, path+"l")
+				case 5:
+					_ = os.Truncate(path, int64(rand.IntN(1000)))
+				default:
+					_ = os.RemoveAll(path)
+				}
+			}
+		})
+	}
+	for i := range 6 {
+		dst := filepath.Join(base, fmt.Sprint(i))
+		must(t, os.Mkdir(dst, 0o755))
+		if err := Copy(context.Background(), open(t, src), open(t, dst), Options{}); err != nil {
+			t.Errorf("copy %d: %v", i, err)
+			break // the others must end
+		}
+		for i := range 200 {
+			st, err := os.Stat(filepath.Join(dst, fmt.Sprint("d", i%10), fmt.Sprint("keep", i)))
+			if err != nil || st.Size() != int64(i*100) {
+				t.Errorf("keep%d: %v, %v", i, st, err)
+			}
+		}
+	}
+	close(stop)
+	churn.Wait()
 }

@@ -191,8 +191,12 @@ func (c *copier) visit(d *dir, buf *buffers) error {
 			return pathError("open", d.parent, d.name, err)
 		}
 		if d.src, err = openDir(d.parent.src, d.name); err != nil {
-			if errors.Is(err, unix.ENOENT) {
-				d.existed = true // removed meanwhile: there are no attributes to copy
+			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+				// Removed meanwhile: there are no attributes to copy.
+				if !d.existed {
+					_ = unix.Unlinkat(d.parent.dst, d.name, unix.AT_REMOVEDIR)
+				}
+				d.existed = true
 				return nil
 			}
 			return pathError("open", d.parent, d.name, err)
@@ -214,14 +218,14 @@ func (c *copier) visit(d *dir, buf *buffers) error {
 	}
 	for {
 		n, err := unix.Getdents(d.src, buf.names[:])
-		if err != nil {
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
-			return pathError("read", d, "", err)
+		if errors.Is(err, unix.EINTR) {
+			continue
 		}
-		if n == 0 {
-			break
+		if n <= 0 && (err == nil || errors.Is(err, unix.ENOENT)) {
+			break // the end, or removed meanwhile
+		}
+		if err != nil {
+			return pathError("read", d, "", err)
 		}
 		if err := c.ctx.Err(); err != nil {
 			return err
@@ -282,6 +286,10 @@ func (c *copier) entry(d *dir, e listed, buf *buffers) (*dir, error) {
 		open = openRegular
 	}
 	node, st, err := open(d.src, e.name)
+	if e.regular && (errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO)) {
+		e.regular = false // it is something else by now
+		node, st, err = openPath(d.src, e.name)
+	}
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) {
 			return nil, nil // removed meanwhile
