@@ -155,8 +155,13 @@ func removeCgroup(dir string) {
 	}
 }
 
+// noticeAfter is longer than the kernel holds back a second change of a cgroup's
+// state (10 ms). When PID 1 removes the cgroup meanwhile, nobody is told at all.
+const noticeAfter = 15 * time.Millisecond
+
 // waitEmpty waits for a change of cgroup.events, which the kernel announces as
-// an exceptional condition of the file (cgroup-v2, "populated").
+// an exceptional condition of the file (cgroup-v2, "populated"), or as long as
+// such an announcement can take.
 func waitEmpty(dir string, deadline time.Time) bool {
 	fd, err := unix.Open(dir+"/cgroup.events", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -169,6 +174,7 @@ func waitEmpty(dir string, deadline time.Time) bool {
 		return true
 	}
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}
-	_, err = unix.Poll(fds, int(max(time.Until(deadline).Milliseconds(), 1)))
+	patience := min(time.Until(deadline), noticeAfter)
+	_, err = unix.Poll(fds, int(max(patience.Milliseconds(), 1)))
 	return err == nil || errors.Is(err, unix.EINTR)
 }
