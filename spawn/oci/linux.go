@@ -131,7 +131,7 @@ func (n node) mapping(to **settings.PrivateUsers) error {
 func (c *Config) device(n node) error {
 	d := Device{Mode: 0o666}
 	var kind string
-	numbers := 0
+	numbers, mode := 0, uint64(0)
 	number := func(to *uint32, high uint64) func(node) error {
 		return func(n node) error {
 			numbers++
@@ -145,9 +145,9 @@ func (c *Config) device(n node) error {
 		"path":  func(n node) error { return n.absolute(&d.Path) },
 		"major": number(&d.Major, 1<<12-1), "minor": number(&d.Minor, 1<<20-1),
 		"fileMode": func(n node) error {
-			// Some writers give the type of the file with it.
-			v, err := n.unsigned(0o7777)
-			d.Mode = uint32(v)
+			var err error
+			mode, err = n.unsigned(0o177777)
+			d.Mode = uint32(mode & 0o7777)
 			return err
 		},
 		"uid": func(n node) error { return n.id(&d.UID) }, "gid": func(n node) error { return n.id(&d.GID) },
@@ -162,6 +162,11 @@ func (c *Config) device(n node) error {
 		d.Type = kind[0]
 	default:
 		return n.errorf("type %q is no kind of device (b, c, u, p are)", kind)
+	}
+	// Some writers give the type of the file with the mode.
+	types := map[byte]uint64{'c': 0o020000, 'b': 0o060000, 'p': 0o010000}
+	if mode&^0o7777 != 0 && mode&^0o7777 != types[d.Type] {
+		return n.errorf("fileMode %#o is not of a device of type %q", mode, kind)
 	}
 	if d.Type != 'p' && numbers != 2 {
 		return n.errorf("major and minor are needed of a device")

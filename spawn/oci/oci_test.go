@@ -159,6 +159,7 @@ func TestRefused(t *testing.T) {
 		{"linux.devices", `[{"path":"/dev/x","type":"c","minor":3}]`, "major and minor"},
 		{"linux.devices", `[{"path":"dev/x","type":"p"}]`, "not an absolute path"},
 		{"linux.devices", `[{"path":"/dev/x","type":"p","fileMode":70000}]`, "70000"},
+		{"linux.devices", `[{"path":"/dev/x","type":"p","fileMode":8630}]`, "not of a device of type"},
 		{"linux.cgroupsPath", `"/foo/bar"`, "slice unit"},
 		{"linux.cgroupsPath", `"a/b.slice"`, "slice unit"},
 		{"linux.resources.memory.limit", `"x"`, "is a string"},
