@@ -174,7 +174,7 @@ func timezone(mode string, readOnly bool) stage.FileAction {
 		if !isZone {
 			return stage.FileAction{Mode: "off"}
 		}
-		a.Zone, a.Source, a.Fallback = zone, "../usr/share/zoneinfo/"+zone, "copy"
+		a.Zone, a.Source, a.Fallback = zone, "../usr/share/zoneinfo/"+zone, "bind"
 	}
 	return a
 }

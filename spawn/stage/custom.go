@@ -219,9 +219,15 @@ func (o *outer) tmpfsMount(m *Mount) (int, error) {
 	for _, p := range opts {
 		has[p.key] = true
 	}
-	for _, p := range tmpfsOptions("0755", "10%", "1m", o.base, o.shifted) {
-		if !has[p.key] && (p.key != "size" && p.key != "nr_inodes" || !has["size"] && !has["nr_inodes"] && !has["nr_blocks"]) {
-			opts = append(opts, p)
+	if m.Options == "" { // else the file system's default, as with mount(8)
+		opts = append(opts, option{"mode", "0755"})
+	}
+	if o.shifted {
+		id := strconv.FormatUint(uint64(o.base), 10)
+		for _, key := range []string{"uid", "gid"} {
+			if !has[key] {
+				opts = append(opts, option{key, id})
+			}
 		}
 	}
 	if m.ReadOnly {

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"testing"
 )
 
 // layers are the product's layers that this process has made, one per suite.
@@ -44,11 +45,7 @@ func productLayer(ctx context.Context, suite Suite, base string) (string, error)
 	}
 	script := `mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$2/root"
 exec make -s -C "$3" install DESTDIR="$2/root" PREFIX=/usr BIN="$4"`
-	bin := os.Getenv("MACHINED_TEST_BIN") // programs of another build than the tree's
-	if bin == "" {
-		bin = filepath.Join(top, "bin")
-	}
-	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "install", base, dir, top, bin)
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "install", base, dir, top, programs(top))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", errors.Join(fmt.Errorf("make install: %w\n%s", err, out), r.finish())
 	}
@@ -70,4 +67,25 @@ func sourceTree() (string, error) {
 		return "", fmt.Errorf("find the source tree: built from %q; set MACHINED_SOURCE", file)
 	}
 	return filepath.Dir(filepath.Dir(filepath.Dir(file))), nil
+}
+
+// InstallTree installs the product into a tree of the host, as into the host itself.
+func (h *Host) InstallTree(t testing.TB, tree string) {
+	t.Helper()
+	top, err := sourceTree()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("make", "-s", "-C", top, "install", "DESTDIR="+h.Path(tree), "PREFIX=/usr", "BIN="+programs(top)).CombinedOutput()
+	if err != nil {
+		t.Fatalf("install the product into %q: %v: %s", tree, err, out)
+	}
+}
+
+// programs is the directory of the programs to test, of a source tree or elsewhere.
+func programs(top string) string {
+	if bin := os.Getenv("MACHINED_TEST_BIN"); bin != "" { // of another build than the tree's
+		return bin
+	}
+	return filepath.Join(top, "bin")
 }
