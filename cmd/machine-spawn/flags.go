@@ -346,7 +346,7 @@ func (c *commandLine) identityFlags() {
 	c.fs.Lookup("private-users-pick").Hidden = true
 	c.masked(maskOwnership, "private-users-ownership", "", "MODE", "Adjust ownership ('chown') or map it ('map') in private user namespace", func(s string) (err error) {
 		if s == "help" {
-			return words([]string{"off", "chown", "map", "auto"}) // and foreign, which is refused
+			return words(settings.OwnershipModes)
 		}
 		o.Ownership, err = settings.ParseOwnership(s)
 		return err

@@ -12,8 +12,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
-
 	"machined/spawn/settings"
 )
 
@@ -189,18 +187,16 @@ func (c *commandLine) lastTakesNext(letters string) bool {
 	return false
 }
 
-// inWords is the text of an error, with the names of errno as strerror(3) has them:
-// "No such file or directory", where Go begins with a small letter.
+// inWords is the text of an error, with the name of an errno at its end as
+// strerror(3) has it: "No such file or directory", where Go begins with a small
+// letter. Errors of the set-up stage come as text, so the text is what counts.
 func inWords(err error) string {
 	text := err.Error()
-	var errno syscall.Errno
-	if !errors.As(err, &errno) {
-		return text
+	for n := range 134 {
+		small := syscall.Errno(n).Error()
+		if rest, ok := strings.CutSuffix(text, ": "+small); ok && !strings.HasPrefix(small, "errno ") {
+			return rest + ": " + strings.ToUpper(small[:1]) + small[1:]
+		}
 	}
-	small := unix.Errno(errno).Error()
-	rest, ok := strings.CutSuffix(text, small)
-	if !ok || small == "" || strings.HasPrefix(small, "errno ") {
-		return text
-	}
-	return rest + strings.ToUpper(small[:1]) + small[1:]
+	return text
 }
