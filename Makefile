@@ -52,14 +52,11 @@ bench: build ## benchmarks, beside stock where there is one (BENCH=regexp)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
 	$(GO) test -tags integration -timeout 60m -run '^$$' -bench '$(BENCH)' -v ./tests/bench/...
 
-soak: build nss ## races of 10,000 rounds and a million look-ups while machines come and go (root)
-	RACE_ROUNDS=10000 LOOKUPS=1000000 $(GO) test -tags integration -count=1 -timeout 120m -v -run 'TestHostileRaces|TestLookupStorm' ./tests/integration/
-
 crash: build nss ## kill the daemon and cut the power at 100 moments of each change of an image (root)
 	MACHINED_TEST_CRASH=100 $(GO) test -tags integration -count=1 -timeout 30m -v -run 'Killed.*Images|PowerCut.*Images' ./tests/integration/
 
-soak: ## the long runs of what tests do briefly: 100,000 registrations, 10,000 rounds of each race (root)
-	SOAK_ROUNDS=100000 RACE_ROUNDS=10000 $(GO) test -tags integration -count=1 -timeout 120m -run 'TestSoak|TestHostileRaces' -v ./tests/integration/
+soak: build nss ## what tests do briefly, in full: 10,000 rounds of each race, 100,000 registrations, a million look-ups (root)
+	RACE_ROUNDS=10000 SOAK_ROUNDS=100000 LOOKUPS=1000000 $(GO) test -tags integration -count=1 -timeout 180m -v -run 'TestHostileRaces|TestSoak|TestLookupStorm' ./tests/integration/
 
 fuzz: ## every fuzz target for FUZZTIME each
 	@scripts/fuzz.sh $(FUZZTIME)
