@@ -105,6 +105,7 @@ func Start(ctx context.Context, c Config) (*Host, error) {
 	if c.Impl == "" {
 		c.Impl = DefaultImpl()
 	}
+	raiseLimits()
 	base, err := ensure(ctx, hostRecipe(c.Suite))
 	if err != nil {
 		return nil, err
