@@ -59,8 +59,8 @@ G
 			for _, c := range []struct{ args, want string }{
 				{"--user=user id", `uid=1000`}, {"--user=1000 id -un", `^user$`}, {"--as-pid2 ash -c 'echo $0'", `^ash$`},
 			} {
-				if c.args[:10] == "--user=100" && host.DefaultImpl() == host.Stock {
-					continue
+				if strings.HasPrefix(c.args, "--user") && host.DefaultImpl() == host.Stock {
+					continue // it asks such a getent for groups too
 				}
 				match(t, h.MustRun(t, "sh", "-c", "systemd-nspawn -q --pipe -M alpine "+c.args), c.want)
 			}
