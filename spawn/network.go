@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -80,9 +81,25 @@ func (m *machine) mainLink(host *netlink.Handle) error {
 	return nil
 }
 
+// linkPatience is how long the link of a machine that has died may take to go
+// away: the kernel takes network namespaces apart behind everybody's back.
+const linkPatience = 2 * time.Second
+
+// addLink adds a link; one of that name that is about to go away is waited for.
+func addLink(host *netlink.Handle, link netlink.Link) error {
+	deadline := time.Now().Add(linkPatience)
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		err := host.LinkAdd(link)
+		if !errors.Is(err, unix.EEXIST) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(pause)
+	}
+}
+
 // addVeth makes a pair of links and returns the index of the host's end.
 func (m *machine) addVeth(host *netlink.Handle, link *netlink.Veth, alt string) (int, error) {
-	if err := host.LinkAdd(link); err != nil {
+	if err := addLink(host, link); err != nil {
 		return 0, fmt.Errorf("add virtual Ethernet link %s:%s: %w", link.Name, link.PeerName, err)
 	}
 	made, err := host.LinkByName(link.Name)

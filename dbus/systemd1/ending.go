@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"machined/internal/unit"
 )
 
 // endingPatience is how long a scope that nobody is in may take to go away, and
@@ -43,6 +45,8 @@ func (b *Backend) outlast(ctx context.Context, name string) bool {
 	patience := endingPatience
 	if err == nil && path != "" && populated(path) {
 		patience = dyingPatience
+	} else if err := b.Stop(ctx, name); err != nil {
+		return false
 	}
 	timeout := time.NewTimer(patience)
 	defer timeout.Stop()
@@ -61,6 +65,37 @@ func populated(unitCgroup string) bool {
 	for _, root := range cgroupRoots {
 		data, err := os.ReadFile(filepath.Join(root, unitCgroup, "cgroup.events"))
 		if err == nil && strings.Contains("\n"+string(data), "\npopulated 1") {
+			return true
+		}
+	}
+	return false
+}
+
+// lingering is how long a scope may be there after its machine.
+const lingering = 250 * time.Millisecond
+
+// Release sees to it that a scope goes away with its machine. PID 1 misses the
+// end of the last process now and then: the kernel holds back a second message
+// of cgroup.events that follows another within 10 ms, and loses it when the
+// cgroup is as it was before.
+func (b *Backend) Release(_ context.Context, name string) error {
+	time.AfterFunc(lingering, func() {
+		path := filepath.Join("/", b.prefix, unit.Slice, name)
+		if !strings.HasSuffix(name, ".scope") || !exists(path) || populated(path) {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), endingPatience)
+		defer cancel()
+		if cg, err := b.controlGroup(ctx, name); err == nil && cg == path && !populated(path) {
+			_ = b.Stop(ctx, name)
+		}
+	})
+	return nil
+}
+
+func exists(unitCgroup string) bool {
+	for _, root := range cgroupRoots {
+		if _, err := os.Stat(filepath.Join(root, unitCgroup, "cgroup.events")); err == nil {
 			return true
 		}
 	}

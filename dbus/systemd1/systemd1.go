@@ -388,8 +388,5 @@ func (b *Backend) Active(ctx context.Context, name string) (bool, error) {
 	return state != "inactive" && state != "failed", nil
 }
 
-// Release has nothing to do: PID 1 forgets a scope when it ends.
-func (b *Backend) Release(context.Context, string) error { return nil }
-
 // Console is the journal's task where PID 1 is systemd.
 func (b *Backend) Console(string, int) ([]byte, error) { return nil, errors.ErrUnsupported }
