@@ -45,7 +45,7 @@ func (b *Backend) outlast(ctx context.Context, name string) bool {
 	patience := endingPatience
 	if err == nil && path != "" && populated(path) {
 		patience = dyingPatience
-	} else if err := b.Stop(ctx, name); err != nil {
+	} else if err := b.finish(ctx, name); err != nil {
 		return false
 	}
 	timeout := time.NewTimer(patience)
@@ -87,10 +87,17 @@ func (b *Backend) Release(_ context.Context, name string) error {
 		ctx, cancel := context.WithTimeout(context.Background(), endingPatience)
 		defer cancel()
 		if cg, err := b.controlGroup(ctx, name); err == nil && cg == path && !populated(path) {
-			_ = b.Stop(ctx, name)
+			_ = b.finish(ctx, name)
 		}
 	})
 	return nil
+}
+
+// finish stops a scope without processes. While it has a controller PID 1 leaves
+// that to it and waits, also when the controller is gone itself.
+func (b *Backend) finish(ctx context.Context, name string) error {
+	_ = b.call(ctx, "AbandonScope", name).Err // fails on one that is not running
+	return b.Stop(ctx, name)
 }
 
 func exists(unitCgroup string) bool {
