@@ -2,7 +2,6 @@ package spawn
 
 import (
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -207,20 +206,17 @@ func (m *machine) mountSource(s settings.Source) (stage.Source, error) {
 }
 
 // overlayWork makes the work directory of a writable overlay: beside its upper
-// directory, because it must be on the same file system.
+// directory, because it must be on the same file system. In the image it is the
+// stage's to make, which resolves paths there.
 func (m *machine) overlayWork(mount *stage.Mount) error {
 	if mount.ReadOnly || len(mount.Sources) == 0 {
 		return nil
 	}
 	upper := mount.Sources[len(mount.Sources)-1]
-	name := upper.Path
 	if upper.Inside {
-		if m.opts.Directory == "" {
-			return errors.New("--overlay= with an upper directory in the image needs --directory=")
-		}
-		name = filepath.Join(m.opts.Directory, upper.Path)
+		return nil
 	}
-	dir, err := m.runDir(filepath.Dir(filepath.Clean(name)), ".#nspawn-work-", 0o700)
+	dir, err := m.runDir(filepath.Dir(filepath.Clean(upper.Path)), ".#nspawn-work-", 0o700)
 	if err != nil {
 		return fmt.Errorf("make work directory of overlay: %w", err)
 	}

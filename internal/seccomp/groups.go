@@ -95,7 +95,7 @@ const defaultAllow = "@aio @basic-io @chown @default @file-system @io-event @ipc
 	"olduname personality readahead readdir remap_file_pages sched_get_priority_max sched_get_priority_min " +
 	"sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_rr_get_interval_time64 sched_yield " +
 	"seccomp sendfile sendfile64 setdomainname setfsgid setfsgid32 setfsuid setfsuid32 sethostname setpgid setsid " +
-	"splice sysinfo tee umask uname userfaultfd vmsplice"
+	"splice sysinfo tee umask uname vmsplice"
 
 // byCapability are the calls that come with a capability.
 var byCapability = []struct {

@@ -258,53 +258,100 @@ func splitAttrs(opts []option) (attrs int, rest []option) {
 
 func (o *outer) overlayMount(m *Mount) (int, error) {
 	escape := strings.NewReplacer(`\`, `\\`, `:`, `\:`, `,`, `\,`)
-	lowers := m.Sources
-	upper := ""
-	if !m.ReadOnly {
-		last := m.Sources[len(m.Sources)-1]
-		lowers = m.Sources[:len(m.Sources)-1]
-		upper = last.Path
-		if last.Inside {
-			upper = MountPoint + path.Clean("/"+last.Path)
-		}
-	}
 	var held []int
 	defer func() {
 		for _, fd := range held {
 			_ = unix.Close(fd)
 		}
 	}()
+	// name is a source as an option: what is in the image is resolved beneath it.
+	name := func(s Source) (string, error) {
+		if !s.Inside {
+			return escape.Replace(s.Path), nil
+		}
+		o.asMachineRoot()
+		fd, err := o.root.dir(s.Path, 0o755)
+		o.asHost()
+		if err != nil {
+			return "", err
+		}
+		held = append(held, fd)
+		return procFD(fd), nil
+	}
+	lowers, opts := m.Sources, []option(nil)
+	if !m.ReadOnly {
+		last := m.Sources[len(m.Sources)-1]
+		lowers = m.Sources[:len(m.Sources)-1]
+		upper, work := last.Path, m.WorkDir
+		if last.Inside {
+			var err error
+			if upper, err = name(last); err != nil {
+				return -1, err
+			}
+			if work, err = o.innerWork(held[len(held)-1]); err != nil {
+				return -1, fmt.Errorf("make work directory of overlay: %w", err)
+			}
+		}
+		opts = []option{{"upperdir", upper}, {"workdir", work}}
+	}
 	var names []string
 	// The option lists the top layer first, the plan the bottom one.
 	for i := len(lowers) - 1; i >= 0; i-- {
-		if !lowers[i].Inside {
-			names = append(names, escape.Replace(lowers[i].Path))
-			continue
-		}
-		fd, err := o.root.dir(lowers[i].Path, 0o755)
+		n, err := name(lowers[i])
 		if err != nil {
 			return -1, err
 		}
-		held = append(held, fd)
-		names = append(names, procFD(fd))
-	}
-	opts := []option{{"lowerdir", strings.Join(names, ":")}}
-	if !m.ReadOnly {
-		if m.Sources[len(m.Sources)-1].Inside {
-			fd, err := o.root.dir(m.Sources[len(m.Sources)-1].Path, 0o755)
-			if err != nil {
-				return -1, err
-			}
-			held = append(held, fd)
-			upper = procFD(fd)
-		}
-		opts = append(opts, option{"upperdir", upper}, option{"workdir", m.WorkDir})
+		names = append(names, n)
 	}
 	attrs := 0
 	if m.ReadOnly {
 		attrs = readonly
 	}
-	return newFS("overlay", "overlay", attrs, opts...)
+	return newFS("overlay", "overlay", attrs, append([]option{{"lowerdir", strings.Join(names, ":")}}, opts...)...)
+}
+
+// innerWork makes the work directory of an overlay beside its upper directory in
+// the image, where a link of the image can't lead it elsewhere. It has always the
+// same name, so that a run that was killed leaves nothing behind for good.
+func (o *outer) innerWork(upper int) (string, error) {
+	where, err := os.Readlink(procFD(upper))
+	if err != nil {
+		return "", err
+	}
+	in, ok := strings.CutPrefix(where, MountPoint+"/")
+	if !ok {
+		return "", fmt.Errorf("the upper directory %s is not below the root: %w", where, unix.EXDEV)
+	}
+	parent, err := o.root.open(path.Dir(in), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return "", err
+	}
+	work := ".#nspawn-work-" + path.Base(in)
+	o.asMachineRoot()
+	err = unix.Mkdirat(parent, work, 0o700)
+	o.asHost()
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		_ = unix.Close(parent)
+		return "", err
+	}
+	o.c.works = append(o.c.works, workDir{parent, work})
+	fd, err := unix.Openat(parent, work, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	_ = unix.Close(fd)
+	return procFD(parent) + "/" + work, nil
+}
+
+// workDir is a directory to be removed at the end.
+type workDir struct {
+	parent int
+	name   string
+}
+
+func (w workDir) remove() {
+	_ = os.RemoveAll(procFD(w.parent) + "/" + w.name)
+	_ = unix.Close(w.parent)
 }
 
 // maskPath hides a path of a tree behind a node of its own kind; a path that is

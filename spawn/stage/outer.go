@@ -49,8 +49,9 @@ type Container struct {
 
 	exit    chan struct{} // closed: the thread that cloned may end
 	done    chan struct{}
-	hostns  int         // mount namespace that we came from
-	hostDir int         // /run/host of the machine
+	hostns  int // mount namespace that we came from
+	hostDir int // /run/host of the machine
+	works   []workDir
 	creator chan func() // work on the thread inside the machine's first mount namespace
 }
 
@@ -107,6 +108,9 @@ func Start(plan *Plan, io IO, chown func(rootfd int, base uint32) error, warn fu
 }
 
 func (c *Container) closeFiles() {
+	for _, w := range c.works {
+		w.remove()
+	}
 	for _, f := range []*os.File{c.Master, c.Notify} {
 		if f != nil {
 			_ = f.Close()
