@@ -209,7 +209,7 @@ func (g generator) args(t *testing.T, m method, wrong bool) []any {
 // knownError matches the names that an answer may have.
 var knownError = regexp.MustCompile(`^org\.machined\.NoSuchSnapshot$|^(org\.freedesktop\.machine1\.(NoSuch(Machine|Image|UserMapping|GroupMapping)|NoMachineForPID|MachineExists|NoPrivateNetworking)|` +
 	`org\.freedesktop\.systemd1\.\w+|System\.Error\.E[A-Z0-9]+|org\.freedesktop\.DBus\.Error\.(InvalidArgs|AccessDenied|NotSupported|LimitsExceeded|` +
-	`UnknownMethod|UnknownObject|UnknownInterface|UnknownProperty|PropertyReadOnly|FileNotFound|FileExists|UnixProcessIdUnknown|IOError|InconsistentMessage|Failed))$`)
+	`UnknownMethod|UnknownObject|UnknownInterface|UnknownProperty|PropertyReadOnly|FileNotFound|FileExists|UnixProcessIdUnknown|BadAddress|IOError|InconsistentMessage|Failed))$`)
 
 // fuzzedDaemon is what the daemon has, to be the same afterwards.
 type fuzzedDaemon struct {
