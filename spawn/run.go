@@ -128,7 +128,7 @@ func (m *machine) once(ctx context.Context) (result outcome, err error) {
 			err = i
 		}
 	}()
-	m.exe = inBackground(sealedSelf)
+	m.exe = stage.SealedSelf()
 	m.undo(m.closeExe)
 	if err := m.makePlan(); err != nil {
 		return outcome{}, err
@@ -302,7 +302,7 @@ func (m *machine) setUp(ctx context.Context) error {
 	if err := m.c.Chan.Wait(""); !errors.Is(err, stage.ErrExecuted) {
 		return stageError(err)
 	}
-	m.closeExe() // a copy in memory, which only the stages needed
+	m.closeExe() // perhaps a copy in memory, which only the stages needed
 	return nil
 }
 
@@ -458,64 +458,8 @@ func signalName(sig syscall.Signal) string {
 	return strconv.Itoa(int(sig))
 }
 
-// inBackground calls f at once on a goroutine of its own, never on that of a
-// caller, whose thread may be in another mount namespace by then. The returned
-// function waits for what it returns.
-func inBackground[T any](f func() (T, error)) func() (T, error) {
-	var value T
-	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		value, err = f()
-	}()
-	return func() (T, error) {
-		<-done
-		return value, err
-	}
-}
-
 func (m *machine) closeExe() {
 	if f, err := m.exe(); err == nil {
 		_ = f.Close()
 	}
 }
-
-// sealedSelf is this program in memory, where nobody can write to it: a machine
-// may reach it as /proc/1/exe.
-func sealedSelf() (*os.File, error) {
-	src, err := os.Open("/proc/self/exe")
-	if err != nil {
-		return nil, err
-	}
-	defer src.Close()
-	st, err := src.Stat()
-	if err != nil {
-		return nil, err
-	}
-	fd, err := unix.MemfdCreate("machine-spawn", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|mfdExec)
-	if errors.Is(err, unix.EINVAL) {
-		fd, err = unix.MemfdCreate("machine-spawn", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	f := os.NewFile(uintptr(fd), "machine-spawn")
-	for left := st.Size(); left > 0; {
-		n, err := unix.Sendfile(fd, int(src.Fd()), nil, int(left))
-		if err != nil || n == 0 {
-			_ = f.Close()
-			return nil, fmt.Errorf("copy program into memory: %w", errors.Join(err, unix.EIO))
-		}
-		left -= int64(n)
-	}
-	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("seal program: %w", err)
-	}
-	return f, nil
-}
-
-// mfdExec is MFD_EXEC of memfd_create(2), Linux 6.3.
-const mfdExec = 0x10
