@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
@@ -259,13 +260,30 @@ func (m *machine) interfaces(host *netlink.Handle) error {
 		if err != nil {
 			return fmt.Errorf("find network interface %q in the machine: %w", l.Host, err)
 		}
-		if l.Container != original {
-			if err := guest.LinkSetName(moved, l.Container); err != nil {
-				return fmt.Errorf("rename network interface %q to %q: %w", l.Host, l.Container, err)
-			}
+		if err := rename(guest, moved, l.Container); err != nil {
+			return fmt.Errorf("rename network interface %q to %q: %w", l.Host, l.Container, err)
 		}
 	}
 	return nil
+}
+
+// rename gives a link another name. Where that is one of its alternative names the
+// two change places: a link's names must differ.
+func rename(at *netlink.Handle, link netlink.Link, name string) error {
+	old := link.Attrs().Name
+	if name == old {
+		return nil
+	}
+	if !slices.Contains(link.Attrs().AltNames, name) {
+		return at.LinkSetName(link, name)
+	}
+	if err := at.LinkDelAltName(link, name); err != nil {
+		return err
+	}
+	if err := at.LinkSetName(link, name); err != nil {
+		return err
+	}
+	return at.LinkAddAltName(link, old)
 }
 
 // giveBack moves a link to our own network namespace, under its old name.
@@ -275,9 +293,7 @@ func giveBack(guest *netlink.Handle, index int, name string) {
 		return
 	}
 	_ = guest.LinkSetDown(link)
-	if link.Attrs().Name != name {
-		_ = guest.LinkSetName(link, name)
-	}
+	_ = rename(guest, link, name)
 	self, err := netns.Get()
 	if err != nil {
 		return

@@ -74,6 +74,7 @@ type Options struct {
 
 	CapAdd, CapDrop, CapAmbient uint64
 	NoNewPrivs                  bool
+	Nesting                     bool // container engines and machines shall run inside
 	SyscallAllow, SyscallDeny   []string
 	Limits                      map[string]settings.Limit
 	OOMScore                    *int

@@ -33,7 +33,10 @@ func (m *machine) makePlan() error {
 	p.Boot, p.PID2 = o.Boot(), o.PID2()
 	p.Manager = o.Knobs.Manager
 	p.User, p.Argv, p.Chdir = o.User, o.Args, o.Chdir
-	p.NoNewPrivs = o.NoNewPrivs
+	if p.Boot {
+		p.Argv, p.Env = bootArguments(o.Args)
+	}
+	p.NoNewPrivs, p.Nesting = o.NoNewPrivs, o.Nesting
 	p.CapBounding, p.CapAmbient = o.Bounding(), o.CapAmbient
 	p.OOMScore, p.Affinity = o.OOMScore, o.CPUs
 	p.Propagate = filepath.Join(PropagateDir, o.Machine)
@@ -65,6 +68,21 @@ func (m *machine) makePlan() error {
 	return m.planSeccomp()
 }
 
+// bootArguments divides the arguments of an init as the kernel does with its own
+// command line: what is an assignment and no dotted name goes to the environment.
+func bootArguments(args []string) (argv, env []string) {
+	for _, a := range args {
+		name, value, ok := strings.Cut(a, "=")
+		name = strings.ReplaceAll(name, "-", "_")
+		if ok && settings.ValidVariable(name) {
+			env = append(env, name+"="+value)
+		} else {
+			argv = append(argv, a)
+		}
+	}
+	return argv, env
+}
+
 func (m *machine) planSeccomp() error {
 	o := m.opts
 	if o.Knobs.NoSeccomp {
@@ -73,9 +91,16 @@ func (m *machine) planSeccomp() error {
 	if done, err := m.bundleFilter(); done {
 		return err
 	}
-	filter, err := seccomp.Compile(seccomp.Profile{
+	profile := seccomp.Profile{
 		Allow: o.SyscallAllow, Deny: o.SyscallDeny, Caps: m.plan.CapBounding | m.plan.CapAmbient, SuppressSync: o.NoSync,
-	})
+	}
+	switch {
+	case o.Nesting && o.Userns():
+		profile.Allow = append(strings.Fields(nestingCalls), profile.Allow...)
+	case o.Nesting:
+		profile.Absent = strings.Fields(absentCalls)
+	}
+	filter, err := seccomp.Compile(profile)
 	if err != nil {
 		return fmt.Errorf("compile system call filter: %w", err)
 	}

@@ -357,12 +357,12 @@ func (m *machine) pickUsers() error {
 		}
 		u.Base = st.Uid & 0xffff0000
 	case settings.UserPick:
-		r, err := uidrange.Pick(st.Uid, o.Machine)
+		r, err := uidrange.Pick(st.Uid, o.Machine, o.ranges())
 		if err != nil {
 			return fmt.Errorf("pick UID range: %w", err)
 		}
 		m.undo(r.Close)
-		u.Base = r.Base
+		u.Base, u.Count = r.Base, r.Count
 		m.say("Selected user namespace base %d and range %d.", u.Base, u.Count)
 	}
 	m.plan.Userns = u

@@ -104,6 +104,9 @@ func (o *Options) Bounding() uint64 {
 		// In the host's network it would allow nothing; services rather see that.
 		mask &^= caps.Bit(unix.CAP_NET_BIND_SERVICE)
 	}
+	if o.Nesting && o.Userns() {
+		mask |= nestingCaps
+	}
 	mask |= o.CapAdd
 	return mask &^ o.CapDrop
 }

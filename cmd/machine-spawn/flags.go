@@ -40,6 +40,7 @@ type commandLine struct {
 	opts                    spawn.Options
 	mask                    map[string]bool
 	imagePath, settingsName string
+	usersSaid               bool // a settings file says which user namespace
 	fs                      *pflag.FlagSet
 }
 
@@ -434,6 +435,8 @@ func (c *commandLine) securityFlags() {
 		return set(&o.CapAmbient)(s)
 	})
 	c.masked("no-new-privileges", "no-new-privileges", "", "BOOLEAN", "Set PR_SET_NO_NEW_PRIVS flag for container payload", boolTo(&o.NoNewPrivs))
+	c.masked("nesting", "nesting", "", "BOOLEAN", "Let container engines and machines run in the container", boolTo(&o.Nesting))
+	c.optional("nesting", "yes")
 	c.masked("syscalls", "system-call-filter", "", "LIST|~LIST", "Permit/prohibit specific system calls", func(s string) error {
 		list := &o.SyscallAllow
 		if rest, ok := strings.CutPrefix(s, "~"); ok {

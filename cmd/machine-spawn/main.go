@@ -75,6 +75,9 @@ func run(args []string) (int, error) {
 		return 1, err
 	}
 	o := &c.opts
+	if !c.mask[maskUserns] && !c.usersSaid {
+		o.NestingUsers()
+	}
 	if o.UsersIfAble {
 		if _, err := os.Stat("/proc/self/ns/user"); err != nil {
 			o.Users, o.Ownership = settings.PrivateUsers{}, "off"

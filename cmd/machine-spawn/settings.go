@@ -65,6 +65,7 @@ func (c *commandLine) merge(f *settings.File) {
 	take(c, "notify-ready", &o.NotifyReady, f.NotifyReady)
 	take(c, "suppress-sync", &o.NoSync, f.SuppressSync)
 	take(c, "no-new-privileges", &o.NoNewPrivs, f.NoNewPrivileges)
+	take(c, "nesting", &o.Nesting, f.Nesting)
 	take(c, "uuid", &o.UUID, f.MachineID)
 	text(c, "user", &o.User, f.User)
 	text(c, "chdir", &o.Chdir, f.WorkingDirectory)
@@ -114,6 +115,7 @@ func (c *commandLine) mergeUsers(f *settings.File) {
 		return // one group: each option hides both keys
 	}
 	if f.PrivateUsers != nil {
+		c.usersSaid = true
 		o.Users, o.UsersIfAble, o.Ownership = *f.PrivateUsers, false, ""
 	}
 	if f.Ownership != "" {

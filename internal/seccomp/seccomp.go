@@ -26,6 +26,9 @@ type Profile struct {
 	// Allow and Deny are names of calls or @groups; what is denied is denied
 	// though it be allowed. Unknown names are passed over: see ValidName.
 	Allow, Deny []string
+	// Absent are names of calls or @groups that fail with ENOSYS instead of EPERM
+	// where they are not allowed, for programs that can do without them.
+	Absent []string
 	// Caps are the capabilities that the machine keeps; some calls come with one.
 	Caps uint64
 	// SuppressSync makes fsync(2) and its like succeed without doing anything,
@@ -72,7 +75,16 @@ func Compile(p Profile) ([]unix.SockFilter, error) {
 			expand(silent, name, true)
 		}
 	}
-	return assemble(abis, func(name string) action { return judge(name, allowed, silent) })
+	absent := map[string]bool{}
+	for _, name := range p.Absent {
+		expand(absent, name, true)
+	}
+	return assemble(abis, func(name string) action {
+		if absent[name] && !allowed[name] {
+			return actErrno(unix.ENOSYS)
+		}
+		return judge(name, allowed, silent)
+	})
 }
 
 // judge decides about one known call.

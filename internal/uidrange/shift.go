@@ -58,7 +58,10 @@ func Shift(ctx context.Context, rootfd int, base uint32) error {
 		return fmt.Errorf("shift ownership: root is a kernel file system")
 	}
 	if st.Uid>>16 != busyBase>>16 {
-		if err := unix.Fchown(rootfd, int(uint32(busyBase)|st.Uid&0xFFFF), int(uint32(busyBase)|st.Gid&0xFFFF)); err != nil {
+		err := unix.Fchown(rootfd, int(uint32(busyBase)|st.Uid&0xFFFF), int(uint32(busyBase)|st.Gid&0xFFFF))
+		// In a user namespace the mark is nobody's UID. There the old owner is what
+		// tells that not all has been changed.
+		if err != nil && !errors.Is(err, unix.EINVAL) {
 			return fmt.Errorf("shift ownership: mark root: %w", os.NewSyscallError("fchown", err))
 		}
 	}

@@ -1,6 +1,6 @@
 // Package uidrange picks the 65536 host UIDs and GIDs that a machine's users map
-// to, holds them for the machine's life, and rewrites a tree's ownership where
-// it cannot be mapped.
+// to, or several such ranges in a row, holds them for the machine's life, and
+// rewrites a tree's ownership where it cannot be mapped.
 //
 // Ranges and locks are those of systemd-nspawn, so both draw from one pool. It
 // makes no user namespace and mounts nothing.
@@ -42,22 +42,21 @@ const (
 // ErrExhausted says that no free range was found.
 var ErrExhausted = errors.New("no free UID range")
 
-// Range is a range held. Close gives it back.
+// Range is Count UIDs and GIDs held, from Base on. Close gives them back.
 type Range struct {
-	Base uint32
-	lock *pathlock.Lock
+	Base, Count uint32
+	locks       []*pathlock.Lock
 }
 
 // Close gives the range back. Closing twice is harmless.
 func (r *Range) Close() {
-	if r != nil {
-		r.lock.Close()
+	if r == nil {
+		return
+	}
+	for _, l := range r.locks {
+		l.Close()
 	}
 }
-
-// Files returns the open lock files, for a child that shall go on holding the
-// range.
-func (r *Range) Files() []*os.File { return r.lock.Files() }
 
 // Picker picks ranges. Default has the host's paths; tests use others.
 type Picker struct {
@@ -65,20 +64,26 @@ type Picker struct {
 	Etc           string // passwd, group, nsswitch.conf, .pwd.lock
 	Random        func() uint32
 	LookupForeign func(database string, ids []uint32) bool
+	// Mapped are the IDs that this process can give away, nil for all.
+	Mapped func() Extent
 }
 
 // Default draws from the pool of this host.
-var Default = Picker{Dir: Dir, Etc: "/etc", Random: random, LookupForeign: getent}
+var Default = Picker{Dir: Dir, Etc: "/etc", Random: random, LookupForeign: getent, Mapped: ownMap}
 
 // Pick takes the range that the root directory's owner lies in, if it is free;
 // else the one that the machine's name hashes to, else a random one. It returns
 // ErrExhausted after 100 tries.
-func Pick(rootOwnerUID uint32, machine string) (*Range, error) {
-	return Default.Pick(rootOwnerUID, machine)
+//
+// More than one range are wanted for a machine that shall have machines of its
+// own (see Nested). In such a machine there are few, of which half are given to
+// one that wants several.
+func Pick(rootOwnerUID uint32, machine string, ranges uint32) (*Range, error) {
+	return Default.Pick(rootOwnerUID, machine, ranges)
 }
 
 // Pick is the function Pick, with p's paths.
-func (p Picker) Pick(rootOwnerUID uint32, machine string) (*Range, error) {
+func (p Picker) Pick(rootOwnerUID uint32, machine string, ranges uint32) (*Range, error) {
 	if err := os.MkdirAll(p.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("pick uid range: %w", err)
 	}
@@ -88,43 +93,62 @@ func (p Picker) Pick(rootOwnerUID uint32, machine string) (*Range, error) {
 		return nil, fmt.Errorf("pick uid range: %w", err)
 	}
 	defer unlock()
+	pool, tries := p.pool(), uint32(attempts)
+	if pool.few() {
+		tries, ranges = pool.ranges(), min(ranges, max(pool.ranges()/2, 1))
+	}
 	candidate := rootOwnerUID
+	if tries == 0 {
+		return nil, fmt.Errorf("pick uid range for %q: %w: this user namespace has no UIDs to spare (--nesting of the machine around gives some)", machine, ErrExhausted)
+	}
 	hashed := machine == ""
-	for range attempts {
-		if r, err := p.try(candidate); err != nil || r != nil {
-			return r, err
+	for n := range tries + 1 {
+		if pool.has(candidate, ranges) {
+			if r, err := p.try(candidate, ranges); err != nil || r != nil {
+				return r, err
+			}
 		}
-		if hashed {
-			candidate = p.Random()
-		} else {
-			candidate, hashed = Hash(machine), true
+		switch {
+		case pool.few(): // one after another, so that none is missed
+			candidate = pool.nth(Hash(machine) + n)
+		case hashed:
+			candidate = pool.nth(p.Random())
+		default:
+			candidate, hashed = pool.nth(Hash(machine)), true
 		}
-		candidate = candidate%(Max-Min) + Min
-		candidate &= 0xFFFF0000
 	}
 	return nil, fmt.Errorf("pick uid range for %q: %w", machine, ErrExhausted)
 }
 
-// try returns nil, nil when the range is not to be had.
-func (p Picker) try(base uint32) (*Range, error) {
-	if base < Min || base > Max || base&0xFFFF != 0 {
-		return nil, nil
+// try returns nil, nil when the ranges are not to be had.
+func (p Picker) try(base, ranges uint32) (_ *Range, err error) {
+	r := &Range{Base: base, Count: ranges * Size}
+	defer func() {
+		if err != nil || r.Base == 0 {
+			r.Close()
+		}
+	}()
+	var ids []uint32
+	for n := range ranges {
+		first := base + n*Size
+		lock, err := pathlock.File(filepath.Join(p.Dir, strconv.FormatUint(uint64(first), 10)), false)
+		if errors.Is(err, pathlock.ErrBusy) {
+			r.Base = 0
+			return nil, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("pick uid range: %w", err)
+		}
+		r.locks = append(r.locks, lock)
+		ids = append(ids, first, first+0xFFFE)
 	}
-	lock, err := pathlock.File(filepath.Join(p.Dir, strconv.FormatUint(uint64(base), 10)), false)
-	if errors.Is(err, pathlock.ErrBusy) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("pick uid range: %w", err)
-	}
-	ids := []uint32{base, base + 0xFFFE}
 	for _, db := range []string{"passwd", "group"} {
 		if p.known(db, ids) {
-			lock.Close()
+			r.Base = 0
 			return nil, nil
 		}
 	}
-	return &Range{Base: base, lock: lock}, nil
+	return r, nil
 }
 
 // Hash returns the number that a machine's name stands for, before it is

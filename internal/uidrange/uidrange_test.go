@@ -47,18 +47,18 @@ func TestPick(t *testing.T) {
 	p := testPicker(t)
 	// Captured from systemd-nspawn 257.
 	for machine, want := range map[string]uint32{"abc": 667811840, "a-really-long-machine-name-here": 215678976} {
-		r, err := p.Pick(0, machine)
+		r, err := p.Pick(0, machine, 1)
 		if err != nil || r.Base != want {
 			t.Fatalf("%s: got %+v, %v; want %d", machine, r, err, want)
 		}
 		defer r.Close()
 	}
-	again, err := p.Pick(0, "abc")
+	again, err := p.Pick(0, "abc", 1)
 	if err != nil || again.Base == 667811840 || again.Base&0xFFFF != 0 || again.Base < Min || again.Base > Max {
 		t.Fatalf("range in use: got %+v, %v", again, err)
 	}
 	again.Close()
-	owner, err := p.Pick(0x00A00000, "abc")
+	owner, err := p.Pick(0x00A00000, "abc", 1)
 	if err != nil || owner.Base != 0x00A00000 {
 		t.Fatalf("owner's range: got %+v, %v", owner, err)
 	}
@@ -74,7 +74,7 @@ func TestPickAvoidsUsers(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(p.Etc, "group"), fmt.Appendf(nil, "g:x:%d:\n", 0x00A00000+0xFFFE), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	r, err := p.Pick(0x00A00000, "abc")
+	r, err := p.Pick(0x00A00000, "abc", 1)
 	if err != nil || r.Base != 667811840 {
 		t.Fatalf("got %+v, %v", r, err)
 	}
@@ -83,12 +83,12 @@ func TestPickAvoidsUsers(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.LookupForeign = func(db string, ids []uint32) bool { return db == "passwd" && ids[0] == 667811840 }
-	if r, err = p.Pick(0, "abc"); err != nil || r.Base == 667811840 {
+	if r, err = p.Pick(0, "abc", 1); err != nil || r.Base == 667811840 {
 		t.Fatalf("got %+v, %v", r, err)
 	}
 	r.Close()
 	p.LookupForeign = func(string, []uint32) bool { return true }
-	if _, err = p.Pick(0, "abc"); !errors.Is(err, ErrExhausted) {
+	if _, err = p.Pick(0, "abc", 1); !errors.Is(err, ErrExhausted) {
 		t.Errorf("got %v, want exhausted", err)
 	}
 }
@@ -232,5 +232,74 @@ func TestShiftRefusesMixedOwner(t *testing.T) {
 	defer dir.Close()
 	if err := Shift(t.Context(), int(dir.Fd()), 0x40000); err == nil {
 		t.Error("accepted")
+	}
+}
+
+func TestPickSeveral(t *testing.T) {
+	t.Parallel()
+	p := testPicker(t)
+	r, err := p.Pick(0, "abc", Nested)
+	if err != nil || r.Base != 667811840 || r.Count != Nested*Size {
+		t.Fatalf("got %+v, %v", r, err)
+	}
+	inside, err := p.Pick(r.Base+5*Size, "def", 1)
+	if err != nil || inside.Base >= r.Base && inside.Base < r.Base+r.Count {
+		t.Fatalf("range in use: got %+v, %v", inside, err)
+	}
+	inside.Close()
+	// One that is taken is too many.
+	before, err := p.Pick(0x00A00000, "abc", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := p.Pick(0x00A00000-3*Size, "ghi", Nested)
+	if err != nil || other.Base == 0x00A00000-3*Size {
+		t.Fatalf("got %+v, %v", other, err)
+	}
+	other.Close()
+	before.Close()
+	r.Close()
+	if left, _ := os.ReadDir(p.Dir); len(left) != 0 {
+		t.Errorf("%d lock files left", len(left))
+	}
+}
+
+// In user namespaces there are few ranges, and fewer the deeper.
+func TestPickNested(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		ids             uint64
+		wanted          uint32
+		base, end, want uint32 // bounds of the base; ranges
+		machines        int    // that find room
+	}{
+		{Nested * Size, 1, Min, Nested * Size, 1, 24},
+		{Nested * Size, Nested, Min, Nested * Size, 12, 2},
+		{12 * Size, Nested, Min, 12 * Size, 2, 3}, // not all divisions fit
+		{2 * Size, 1, Size, 2 * Size, 1, 1},
+		{2 * Size, Nested, Size, 2 * Size, 1, 1},
+	} {
+		p := testPicker(t)
+		p.Mapped = func() Extent { return Extent{tt.ids} }
+		found := 0
+		for n := range 64 {
+			r, err := p.Pick(0, fmt.Sprintf("m%d", n), tt.wanted)
+			if errors.Is(err, ErrExhausted) {
+				break
+			}
+			if err != nil || r.Base < tt.base || r.Base+r.Count > tt.end || r.Count != tt.want*Size {
+				t.Fatalf("%+v: got %+v, %v", tt, r, err)
+			}
+			defer r.Close()
+			found++
+		}
+		if found == 0 || found > tt.machines || tt.wanted == 1 && found != tt.machines {
+			t.Errorf("%+v: room for %d machines", tt, found)
+		}
+	}
+	p := testPicker(t)
+	p.Mapped = func() Extent { return Extent{Size} }
+	if r, err := p.Pick(0, "abc", 1); !errors.Is(err, ErrExhausted) {
+		t.Errorf("no range to spare: got %+v, %v", r, err)
 	}
 }

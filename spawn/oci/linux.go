@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"fmt"
 	"math"
 	"regexp"
 	"slices"
@@ -224,33 +225,30 @@ func (c *Config) sysctl(n node) error {
 	return nil
 }
 
-// checkSysctls refuses those that would change the host: only what belongs to a
-// namespace of the machine's own may be set (namespaces(7), sysctl documentation
-// of the kernel).
-func (c *Config) checkSysctls() error {
+// ownSysctls keeps those that belong to a namespace of the machine's own
+// (namespaces(7), sysctl documentation of the kernel). Others would change the
+// host: they are passed over with a warning, where stock sets none at all.
+func (c *Config) ownSysctls() {
 	ns := c.Namespaces
 	if ns == nil {
 		ns = &Namespaces{IPC: true, UTS: true}
 	}
 	ipc := []string{"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced"}
-	for _, s := range c.Sysctls {
-		var namespace string
-		var have bool
+	c.Sysctls = slices.DeleteFunc(c.Sysctls, func(s KeyValue) bool {
+		own := false
 		switch {
 		case strings.HasPrefix(s.Key, "net."):
-			namespace, have = "network", ns.Network && ns.NetworkPath == ""
+			own = ns.Network && ns.NetworkPath == ""
 		case slices.Contains(ipc, s.Key), strings.HasPrefix(s.Key, "fs.mqueue."):
-			namespace, have = "ipc", ns.IPC
+			own = ns.IPC
 		case s.Key == "kernel.domainname", s.Key == "kernel.hostname":
-			namespace, have = "uts", ns.UTS
-		default:
-			return node{path: "linux.sysctl"}.errorf("%q belongs to no namespace of the machine's and can't be set", s.Key)
+			own = ns.UTS
 		}
-		if !have {
-			return node{path: "linux.sysctl"}.errorf("%q needs a namespace of type %q of the machine's own", s.Key, namespace)
+		if !own {
+			c.Warnings = append(c.Warnings, fmt.Sprintf("linux.sysctl: %q belongs to no namespace of the machine's own, ignoring", s.Key))
 		}
-	}
-	return nil
+		return !own
+	})
 }
 
 func (c *Config) propagation(n node) error {

@@ -199,7 +199,7 @@ func (c *Config) top(n node) error {
 		"linux":       c.linux,
 		"hooks":       c.hooks,
 		"annotations": func(n node) error { _, err := n.pairs(); return err },
-	}, "process", "root")
+	}, "root")
 	if err != nil {
 		return err
 	}
@@ -210,7 +210,8 @@ func (c *Config) top(n node) error {
 	if c.Users == nil && c.Namespaces != nil && c.Namespaces.User {
 		c.Users = &settings.PrivateUsers{Mode: settings.UserPick}
 	}
-	return c.checkSysctls()
+	c.ownSysctls()
+	return nil
 }
 
 func (c *Config) root(n node) error {

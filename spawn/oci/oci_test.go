@@ -109,7 +109,6 @@ func TestRefused(t *testing.T) {
 		{"ociVersion", `"6.6.6"`, "not supported: 6.6.6"},
 		{"foo", `1`, "foo: no such element"},
 		{"windows", `{}`, "windows: no such element"},
-		{"process", ``, `"process" is missing`},
 		{"process", `"x"`, "process: is a string"},
 		{"process.args", `[]`, "process.args: has no program"},
 		{"process.args", `"sh"`, "process.args: is a string"},
@@ -149,7 +148,6 @@ func TestRefused(t *testing.T) {
 		{"linux.namespaces", `[` + mountNS + `,{"type":"foo"}]`, `"foo"`},
 		{"linux.namespaces", `[` + mountNS + `,{"type":"pid","path":"/x"}]`, "only a network namespace"},
 		{"linux.namespaces", `[` + mountNS + `,{"type":"network","path":"x"}]`, "not an absolute path"},
-		{"linux.namespaces", `[` + mountNS + `]`, `needs a namespace of type "network"`}, // by the sysctl
 		{"linux.uidMappings", `[{"containerID":1,"hostID":1,"size":1}]`, "do not begin with 0"},
 		{"linux.uidMappings", `[{"containerID":0,"hostID":1,"size":0}]`, "more than 0"},
 		{"linux.uidMappings", `[{"containerID":0,"hostID":4294967290,"size":100}]`, "beyond"},
@@ -176,7 +174,6 @@ func TestRefused(t *testing.T) {
 		{"linux.resources.unified", `{"../x":"1"}`, "no file of a controller"},
 		{"linux.resources.devices", `[{"type":"c"}]`, `"allow" is missing`},
 		{"linux.resources.devices", `[{"allow":true,"access":"x"}]`, "no access"},
-		{"linux.sysctl", `{"kernel.panic":"1"}`, "belongs to no namespace"},
 		{"linux.sysctl", `{"net.ipv4.ip_forward":1}`, "is a number"},
 		{"linux.sysctl", `{"net..x":"1"}`, "no name of a sysctl"},
 		{"linux.sysctl", `{"net/../../kernel/panic":"1"}`, "no name of a sysctl"},
@@ -251,4 +248,19 @@ func FuzzParse(f *testing.F) {
 		}
 		_, _ = seccomp.CompileRules(*c.Seccomp) // may be too long, may not panic
 	})
+}
+
+// A bundle need not say what runs in it, and what it wants of the host's kernel
+// is passed over.
+func TestPassedOver(t *testing.T) {
+	t.Parallel()
+	c, err := Parse(strings.NewReader(`{"ociVersion":"1.0.0","root":{"path":"r"},
+		"linux":{"namespaces":[{"type":"mount"},{"type":"network","path":"/x"},{"type":"uts"}],
+		"sysctl":{"vm.swappiness":"60","kernel.panic":"1","net.ipv4.ip_forward":"1","kernel.msgmax":"1","kernel.domainname":"d"}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Args) != 0 || len(c.Sysctls) != 1 || c.Sysctls[0].Key != "kernel.domainname" || len(c.Warnings) != 4 {
+		t.Errorf("got args %q, sysctls %v, warnings %q", c.Args, c.Sysctls, c.Warnings)
+	}
 }

@@ -35,6 +35,7 @@ var keys = map[string]func(*parser, string) error{
 	"Exec.CPUAffinity":       (*parser).cpuAffinity,
 	"Exec.Hostname":          func(p *parser, v string) error { return text(&p.file.Hostname, v, validHostname) },
 	"Exec.NoNewPrivileges":   func(p *parser, v string) error { return setBool(&p.file.NoNewPrivileges, v) },
+	"Exec.Nesting":           func(p *parser, v string) error { return setBool(&p.file.Nesting, v) },
 	"Exec.ResolvConf":        func(p *parser, v string) error { return assign(&p.file.ResolvConf, v, ParseResolvConf) },
 	"Exec.Timezone":          func(p *parser, v string) error { return assign(&p.file.Timezone, v, ParseTimezone) },
 	"Exec.LinkJournal":       (*parser).linkJournal,

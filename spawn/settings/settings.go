@@ -42,6 +42,7 @@ type File struct {
 	CPUAffinity       []int // CPU numbers, sorted, each once; nil: unset
 	Hostname          string
 	NoNewPrivileges   *bool
+	Nesting           *bool
 	ResolvConf        string // one of ResolvConfModes
 	Timezone          string // one of TimezoneModes
 	LinkJournal       string // no, host, guest, auto
@@ -219,6 +220,7 @@ func (f *File) DropUntrusted() []Warning {
 	drop(f.Ephemeral != nil, "ephemeral setting", func() { f.Ephemeral = nil })
 	drop(f.Capability != 0, "Capability= setting", func() { f.Capability = 0 })
 	drop(f.AmbientCapability != 0 || f.AmbientAll, "AmbientCapability= setting", func() { f.AmbientCapability, f.AmbientAll = 0, false })
+	drop(f.Nesting != nil, "Nesting= setting", func() { f.Nesting = nil })
 	drop(f.MachineID != nil, "MachineID= setting", func() { f.MachineID = nil })
 	drop(f.PrivateUsers != nil || f.Ownership != "", "PrivateUsers= and PrivateUsersChown= settings", func() { f.PrivateUsers, f.Ownership = nil, "" })
 	drop(len(f.SystemCallAllow) > 0, "SystemCallFilter= settings", func() { f.SystemCallAllow, f.SystemCallDeny = nil, nil })

@@ -284,6 +284,11 @@ func (o *outer) hostDir() error {
 	if err := t.mountFS("/run/host/sys", "sysfs", nosuid|nodev|noexec); err != nil {
 		return err
 	}
+	if o.plan.Nesting {
+		if err := o.nestingDir(); err != nil {
+			return err
+		}
+	}
 	if o.plan.OSRelease != "" {
 		if err := bindHostFile(t, o.plan.OSRelease, "/run/host/os-release"); err != nil {
 			return fmt.Errorf("bind os-release: %w", err)

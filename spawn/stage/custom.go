@@ -158,42 +158,43 @@ func bindAttrs(mount int, m *Mount) error {
 }
 
 func (o *outer) mapBind(mount int, m *Mount) error {
-	if !o.shifted || m.IDMap == "" || m.IDMap == "owneridmap" {
-		return nil
-	}
-	var fd int
-	var err error
-	if m.IDMap == "idmap" {
+	switch m.IDMap {
+	case "idmap":
 		if o.base == 0 {
 			return nil // the same on both sides
 		}
-		fd, err = o.idmapFD()
-	} else {
-		var st unix.Stat_t
-		if err := unix.Fstat(mount, &st); err != nil {
+		fd, err := o.idmapFD()
+		if err != nil {
 			return err
 		}
-		// The source's owner appears as the machine's root.
-		if fd, err = usernsFD([]Mapping{{st.Uid, o.base, 1}}); err == nil {
-			defer unix.Close(fd)
-		}
+		return o.setMap(mount, fd, m.Recursive)
+	case "rootidmap":
+		return o.mapOwner(mount, o.base, o.base, m.Recursive)
 	}
-	if err != nil {
-		return err
-	}
-	return o.setMap(mount, fd, m.Recursive)
+	return nil
 }
 
 // ownerMap makes the owner of the source appear as the owner of the target.
 func (o *outer) ownerMap(mount, target int, recursive bool) error {
-	if !o.shifted {
-		return nil
-	}
-	var from, to unix.Stat_t
-	if err := errors.Join(unix.Fstat(mount, &from), unix.Fstat(target, &to)); err != nil {
+	var to unix.Stat_t
+	if err := unix.Fstat(target, &to); err != nil {
 		return err
 	}
-	fd, err := usernsFD([]Mapping{{from.Uid, to.Uid, 1}})
+	return o.mapOwner(mount, to.Uid, to.Gid, recursive)
+}
+
+// mapOwner makes the owner and group of a mount's root appear as the host's uid
+// and gid, and all others as nobody's. Without a user namespace an owner who stays
+// the same leaves nothing to map.
+func (o *outer) mapOwner(mount int, uid, gid uint32, recursive bool) error {
+	var from unix.Stat_t
+	if err := unix.Fstat(mount, &from); err != nil {
+		return err
+	}
+	if !o.shifted && from.Uid == uid && from.Gid == gid {
+		return nil
+	}
+	fd, err := usernsFDs([]Mapping{{from.Uid, uid, 1}}, []Mapping{{from.Gid, gid, 1}})
 	if err != nil {
 		return err
 	}

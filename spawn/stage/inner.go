@@ -86,7 +86,7 @@ func (in *inner) run() error {
 		return fmt.Errorf("supervisor said %q instead of %q", m.Step, StepMapped)
 	}
 	in.plan = m.Plan
-	for _, step := range []func() error{in.becomeRoot, in.propagation, in.proc, in.sysfs} {
+	for _, step := range []func() error{in.becomeRoot, in.propagation, in.proc, in.sysfs, in.nestingMounts} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -98,7 +98,7 @@ func (in *inner) run() error {
 		return err
 	}
 	for _, step := range []func() error{
-		in.cgroup, in.procFiles, in.lateMounts, in.session, in.loopback, in.keyring, in.settings, in.lookupUser, in.raiseLimits,
+		in.cgroup, in.leaf, in.procFiles, in.lateMounts, in.session, in.loopback, in.keyring, in.settings, in.lookupUser, in.raiseLimits,
 	} {
 		if err := step(); err != nil {
 			return err

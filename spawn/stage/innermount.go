@@ -25,6 +25,11 @@ func (in *inner) proc() error {
 	if err := in.sysctls(); err != nil {
 		return err
 	}
+	if in.plan.NewNet && in.plan.Userns != nil {
+		// All groups of the machine may ping. A new network starts with IDs of the
+		// host's, which say nothing here (icmp(7)).
+		_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 65535"), 0)
+	}
 	if in.plan.APIVFS == "yes" {
 		return nil
 	}
@@ -68,12 +73,15 @@ func (in *inner) proc() error {
 func (in *inner) sysfs() error {
 	t := in.root
 	if in.plan.PrivateNet {
-		const full = "/sys/full"
-		if err := t.mkdir(full, 0o755); err != nil {
-			return err
-		}
-		if err := t.mountFS(full, "sysfs", nosuid|nodev|noexec); err != nil {
-			return err
+		full := pinDir + "/sys"
+		if in.plan.NewNet {
+			full = "/sys/full"
+			if err := t.mkdir(full, 0o755); err != nil {
+				return err
+			}
+			if err := t.mountFS(full, "sysfs", nosuid|nodev|noexec); err != nil {
+				return err
+			}
 		}
 		attrs := uint64(readonly | nosuid | nodev | noexec)
 		if in.plan.APIVFS != "no" {
@@ -84,11 +92,13 @@ func (in *inner) sysfs() error {
 				return fmt.Errorf("mount /sys/%s: %w", name, err)
 			}
 		}
-		if err := unix.Unmount(full, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-			return fmt.Errorf("unmount %s: %w", full, err)
-		}
-		if err := unix.Rmdir(full); err != nil {
-			return fmt.Errorf("remove %s: %w", full, err)
+		if in.plan.NewNet {
+			if err := unix.Unmount(full, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+				return fmt.Errorf("unmount %s: %w", full, err)
+			}
+			if err := unix.Rmdir(full); err != nil {
+				return fmt.Errorf("remove %s: %w", full, err)
+			}
 		}
 		if err := errors.Join(t.mkdir("/sys/fs/cgroup", 0o755), t.mkdir("/sys/fs/bpf", 0o755)); err != nil {
 			return err

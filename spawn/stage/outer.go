@@ -194,6 +194,7 @@ func (o *outer) run() (err error) {
 		return fmt.Errorf("set secure bits: %w", err)
 	}
 	steps := []func() error{
+		o.joinNetwork,
 		o.attachRoot,
 		o.baseDirs,
 		o.apiMounts,
@@ -216,6 +217,18 @@ func (o *outer) run() (err error) {
 		if err := step(); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// joinNetwork enters the network that the machine is to have, so that each sysfs
+// mounted from now on shows that one.
+func (o *outer) joinNetwork() error {
+	if o.io.NetNS == nil {
+		return nil
+	}
+	if err := unix.Setns(int(o.io.NetNS.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("join network namespace: %w", err)
 	}
 	return nil
 }
@@ -343,11 +356,6 @@ func (o *outer) clone() error {
 	o.c.Chan = ours
 	if err := unix.Prctl(unix.PR_SET_SECUREBITS, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("reset secure bits: %w", err)
-	}
-	if o.io.NetNS != nil {
-		if err := unix.Setns(int(o.io.NetNS.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("join network namespace: %w", err)
-		}
 	}
 	flags := uintptr(unix.CLONE_NEWNS)
 	p := o.plan

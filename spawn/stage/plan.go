@@ -50,6 +50,7 @@ type Plan struct {
 	Chdir       string
 	Term        []string // TERM=..., COLORTERM=... of the terminal
 	NoNewPrivs  bool
+	Nesting     bool // container engines and machines shall run inside
 	CapBounding uint64
 	CapAmbient  uint64
 	OCICaps     *CapSets

@@ -93,11 +93,20 @@ func moreInotify(t *testing.T) {
 }
 
 // TestNspawnNested runs Debian in a machine in a machine in a machine, each with
-// our programs.
+// our programs: as the host's root, and each as root of a user namespace.
 func TestNspawnNested(t *testing.T) {
 	ours(t)
-	h := host.Boot(t, host.Config{Suite: host.Trixie})
 	moreInotify(t)
+	for name, options := range map[string][]string{"root": nil, "users": {"-U", "--nesting"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			nested(t, options...)
+		})
+	}
+}
+
+func nested(t *testing.T, options ...string) {
+	h := host.Boot(t, host.Config{Suite: host.Trixie})
 	before := snapshot(t, h)
 	h.OSTree(t, "l1")
 	h.InstallTree(t, "/var/lib/machines/l1")
@@ -111,8 +120,8 @@ func TestNspawnNested(t *testing.T) {
 	}
 	for level := range 3 {
 		name := "l" + string(rune('1'+level))
-		h.MustRun(t, into(level, "systemd-run", "-q", "--unit="+name, "-p", "Delegate=yes", "-p", "KillMode=mixed",
-			"systemd-nspawn", "-q", "--keep-unit", "-b", "-M", name, "--private-network")...)
+		spawn := append([]string{"systemd-nspawn", "-q", "--keep-unit", "-b", "-M", name, "--private-network"}, options...)
+		h.MustRun(t, into(level, append([]string{"systemd-run", "-q", "--unit=" + name, "-p", "Delegate=yes", "-p", "KillMode=mixed"}, spawn...)...)...)
 		// Tells when the system is up; its bus comes a moment after the machine.
 		r := h.Try(into(level, "sh", "-c", "for i in $(seq 400); do s=$(systemctl -M "+name+" is-system-running 2>/dev/null); case $s in running|degraded) break;; esac; sleep 0.1; done; echo $s; systemctl -M "+name+" --failed --no-legend --plain")...)
 		if strings.TrimSpace(r.Stdout) != "running" {
@@ -121,6 +130,14 @@ func TestNspawnNested(t *testing.T) {
 	}
 	match(t, h.MustRun(t, into(3, "sh", "-c", "echo container=$(systemd-detect-virt); hostname; ps -p 1 -o comm=")...), `^container=systemd-nspawn$`, `^l3$`, `^systemd$`)
 	match(t, h.MustRun(t, into(2, "machinectl", "list", "--no-legend")...), `^l3\s+container\s+systemd-nspawn`)
+	if len(options) > 0 {
+		match(t, h.MustRun(t, into(3, "cat", "/proc/self/uid_map")...), `^\s+0\s+[1-9]`)
+		// What the kernel wants to see complete gives away nothing.
+		r := h.Try(into(1, "sh", "-c", "for f in sys/kernel/core_pattern sysrq-trigger sys/vm/drop_caches; do echo 1 >/run/host/nesting/proc/$f; done; ls /run/host/nesting/proc/1/root/etc; setpriv --reuid 1000 --clear-groups ls /run/host/nesting")...)
+		if strings.Count(r.Stderr, "cannot create")+strings.Count(r.Stderr, "write error") != 3 || !strings.Contains(r.Stderr, "cannot open directory") {
+			t.Errorf("through the complete /proc: %v", r)
+		}
+	}
 	h.MustRun(t, "systemctl", "stop", "l1") // the innermost ends first
 	waitGone(t, h)
 	h.Try("systemctl", "reset-failed", "l1")
