@@ -43,7 +43,7 @@ func (s *Store) CloneWith(ctx context.Context, name, newName string, opts CloneO
 		return err
 	}
 	fail := func(err error) error { return fmt.Errorf("clone image %q to %q: %w", name, newName, err) }
-	if err := copyable(img); err != nil {
+	if err := copyable(img); err != nil && img.Type != TypeMStack {
 		return fail(err)
 	}
 	lock, err := s.reserve(ctx, newName)
@@ -53,6 +53,16 @@ func (s *Store) CloneWith(ctx context.Context, name, newName string, opts CloneO
 	defer lock.Close()
 	if err := os.MkdirAll(s.cfg.PoolDir, 0o700); err != nil {
 		return fail(err)
+	}
+	if img.Type == TypeMStack {
+		err := s.cloneStack(ctx, img, newName, opts)
+		if err == nil {
+			err = s.cloneAuxiliary(ctx, img, newName)
+		}
+		if err != nil {
+			return fail(err)
+		}
+		return syncDir(s.cfg.PoolDir)
 	}
 	if opts.Overlay {
 		err := s.cloneLayers(img, newName, opts)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"machined/internal/btrfs"
 	"machined/internal/durable"
@@ -64,10 +65,15 @@ func (c *copied) copyFile(ctx context.Context, img Image) error {
 	if err != nil {
 		return err
 	}
-	if c.f, err = os.OpenFile(c.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+	release, err := GuardTemp(filepath.Dir(c.path))
+	if err != nil {
 		return err
 	}
-	if err := HoldTemp(c.f); err != nil {
+	if c.f, err = os.OpenFile(c.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err == nil {
+		err = HoldTemp(c.f)
+	}
+	release()
+	if err != nil {
 		return err
 	}
 	if unix.IoctlFileClone(int(c.f.Fd()), int(src.Fd())) != nil {
@@ -91,6 +97,11 @@ func (c *copied) makeTree(dir string) error {
 		return err
 	}
 	defer func() { _ = pool.Close() }()
+	release, err := GuardTemp(dir)
+	if err != nil {
+		return err
+	}
+	defer release()
 	if err := MakeTree(pool, filepath.Base(c.path)); err != nil {
 		return err
 	}
@@ -112,6 +123,12 @@ func (c *copied) copyTree(ctx context.Context, path, dir string) error {
 		return err
 	}
 	defer func() { _ = pool.Close() }()
+	release, err := GuardTemp(dir)
+	if err != nil {
+		return err
+	}
+	release = sync.OnceFunc(release)
+	defer release()
 	tempName := filepath.Base(c.path)
 	if btrfs.IsSubvolume(src) && btrfs.IsBtrfs(pool) {
 		err := btrfs.SnapshotTree(src, pool, tempName, false)
@@ -131,6 +148,7 @@ func (c *copied) copyTree(ctx context.Context, path, dir string) error {
 	if err := HoldTemp(c.f); err != nil {
 		return err
 	}
+	release()
 	c.subvolume = btrfs.IsSubvolume(c.f)
 	if c.shared {
 		return nil

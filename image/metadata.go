@@ -36,15 +36,19 @@ func (s *Store) Metadata(ctx context.Context, name string) (Metadata, error) {
 	fail := func(err error) (Metadata, error) {
 		return Metadata{}, fmt.Errorf("read metadata of image %q: %w", name, err)
 	}
-	if img.Type == TypeMStack {
-		return fail(ErrNotSupported)
-	}
 	if !img.IsHost() {
 		lock, err := s.lockImage(img, false)
 		if err != nil {
 			return fail(err)
 		}
 		defer lock.Close()
+	}
+	if img.Type == TypeMStack {
+		m, err := stackMetadata(img.Path)
+		if err != nil {
+			return fail(err)
+		}
+		return m, nil
 	}
 	if img.Type == TypeRaw || img.Type == TypeBlock {
 		m, err := rawMetadata(img.Path)
@@ -62,18 +66,23 @@ func (s *Store) Metadata(ctx context.Context, name string) (Metadata, error) {
 }
 
 func readMetadata(root int) Metadata {
+	return metadataOf(func(name string) (string, error) { return readIn(root, name) })
+}
+
+// metadataOf makes metadata of the files that read finds in an image.
+func metadataOf(read func(name string) (string, error)) Metadata {
 	var m Metadata
-	if data, err := readIn(root, "etc/hostname"); err == nil {
+	if data, err := read("etc/hostname"); err == nil {
 		m.Hostname = parseHostname(data)
 	}
-	if data, err := readIn(root, "etc/machine-id"); err == nil {
+	if data, err := read("etc/machine-id"); err == nil {
 		m.MachineID = parseMachineID(data)
 	}
-	if data, err := readIn(root, "etc/machine-info"); err == nil {
+	if data, err := read("etc/machine-info"); err == nil {
 		m.MachineInfo = parseEnv(data)
 	}
 	for _, path := range []string{"etc/os-release", "usr/lib/os-release"} {
-		data, err := readIn(root, path)
+		data, err := read(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -63,10 +63,6 @@ var AuxiliarySuffixes = []string{
 	".verity", ".raw.tpmstate", ".raw.efinvramstate",
 }
 
-// LayerPrefix starts the names of layers of OCI images that are kept in the pool;
-// the digest follows. They are no images, but hidden downloads.
-const LayerPrefix = ".oci-"
-
 // Suffixes of the forms in which an image lies in its directory.
 const (
 	rawSuffix    = ".raw"

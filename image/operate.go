@@ -79,6 +79,16 @@ func (s *Store) remove(img Image) error {
 	if err := changeable(img); err != nil {
 		return fmt.Errorf("remove: %w", err)
 	}
+	if s.isLayer(img) {
+		if err := s.removeLayer(img.Name, false); err != nil {
+			return fmt.Errorf("remove: %w", err)
+		}
+		return nil
+	}
+	var layers []string
+	if img.Type == TypeMStack {
+		layers = layersOf(img.Path)
+	}
 	lock, err := s.lockImage(img, true)
 	if err != nil {
 		return fmt.Errorf("remove: %w", err)
@@ -107,6 +117,7 @@ func (s *Store) remove(img Image) error {
 	if err := s.removeSnapshots(img.Name); err != nil {
 		return fmt.Errorf("remove snapshots of image %q: %w", img.Name, err)
 	}
+	s.DropLayers(layers)
 	return nil
 }
 
@@ -170,7 +181,7 @@ func (s *Store) Rename(ctx context.Context, name, newName string) error {
 	if err := changeable(img); err != nil {
 		return fail(err)
 	}
-	if img.Type == TypeMStack || strings.HasSuffix(filepath.Dir(img.Path), pickSuffix) || (img.Type == TypeBlock && strings.HasPrefix(img.Path, "/dev/")) {
+	if strings.HasSuffix(filepath.Dir(img.Path), pickSuffix) || s.isLayer(img) || (img.Type == TypeBlock && strings.HasPrefix(img.Path, "/dev/")) {
 		return fail(ErrNotSupported)
 	}
 	lock, err := s.lockImage(img, true)
@@ -188,6 +199,9 @@ func (s *Store) Rename(ctx context.Context, name, newName string) error {
 	target := filepath.Join(dir, newName)
 	if strings.HasSuffix(img.Path, rawSuffix) && img.Type != TypeDirectory && img.Type != TypeSubvolume {
 		target += rawSuffix
+	}
+	if img.Type == TypeMStack {
+		target += mstackSuffix
 	}
 	if pool, ok := s.layered(img); ok {
 		if err := pool.Rename(name, newName); err != nil {

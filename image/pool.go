@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"machined/internal/btrfs"
 )
@@ -112,8 +110,8 @@ func (s *Store) Clean(ctx context.Context, mode CleanMode) ([]Removed, error) {
 		if err := ctx.Err(); err != nil {
 			return removed, fmt.Errorf("clean pool: %w", err)
 		}
-		if img.IsHost() || img.Vendor() || (mode == CleanHidden && !img.Hidden()) {
-			continue
+		if img.IsHost() || img.Vendor() || (mode == CleanHidden && !img.Hidden()) || s.isLayer(img) {
+			continue // layers come last: images may list them
 		}
 		err := s.remove(img)
 		switch {
@@ -126,30 +124,4 @@ func (s *Store) Clean(ctx context.Context, mode CleanMode) ([]Removed, error) {
 	}
 	layers, err := s.cleanLayers()
 	return append(removed, layers...), err
-}
-
-// cleanLayers removes the layers of OCI images that are kept in the pool.
-func (s *Store) cleanLayers() ([]Removed, error) {
-	entries, err := os.ReadDir(s.cfg.PoolDir)
-	if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("clean pool: %w", err)
-	}
-	var removed []Removed
-	for _, entry := range entries {
-		if !strings.HasPrefix(entry.Name(), LayerPrefix) || !entry.Type().IsRegular() {
-			continue
-		}
-		freed := Unknown
-		if st, err := entry.Info(); err == nil {
-			freed = uint64(st.Size())
-		}
-		if err := os.Remove(filepath.Join(s.cfg.PoolDir, entry.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return removed, fmt.Errorf("clean pool: %w", err)
-		}
-		removed = append(removed, Removed{Name: entry.Name(), Freed: freed})
-	}
-	return removed, nil
 }

@@ -40,16 +40,51 @@ func HoldTemp(f *os.File) error {
 	return nil
 }
 
+// GuardTemp keeps CleanTemporary away from dir until the returned function is called:
+// a file is there before its maker can hold it.
+func GuardTemp(dir string) (release func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH); err != nil {
+		_ = f.Close()
+		return nil, os.NewSyscallError("flock", err)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
 // CleanTemporary removes from dir what operations that were killed left behind.
 // What a running operation holds is left alone.
 func CleanTemporary(dir string) error {
-	entries, err := os.ReadDir(dir)
+	left, err := abandoned(dir)
+	errs := []error{err}
+	for _, f := range left {
+		errs = append(errs, RemoveTree(f.Name()))
+		_ = f.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// abandoned finds the temporary files that nobody holds, and holds them.
+func abandoned(dir string) ([]*os.File, error) {
+	fail := func(err error) ([]*os.File, error) { return nil, fmt.Errorf("clean %q: %w", dir, err) }
+	all, err := os.Open(dir)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
-			return nil
+			return nil, nil
 		}
-		return fmt.Errorf("clean %q: %w", dir, err)
+		return fail(err)
 	}
+	defer func() { _ = all.Close() }()
+	if err := unix.Flock(int(all.Fd()), unix.LOCK_EX); err != nil {
+		return fail(os.NewSyscallError("flock", err))
+	}
+	entries, err := all.ReadDir(-1)
+	if err != nil {
+		return fail(err)
+	}
+	var left []*os.File
 	var errs []error
 	for _, entry := range entries {
 		if strings.HasPrefix(entry.Name(), ".#") && strings.HasSuffix(entry.Name(), ".lck") && entry.Type().IsRegular() {
@@ -64,21 +99,25 @@ func CleanTemporary(dir string) error {
 		}
 		path := filepath.Join(dir, entry.Name())
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err == nil {
+		switch {
+		case err == nil:
 			f := os.NewFile(uintptr(fd), path)
-			err = HoldTemp(f)
-			if err == nil {
-				err = RemoveTree(path)
-			} else if errors.Is(err, unix.EWOULDBLOCK) {
-				err = nil
+			if err = HoldTemp(f); err == nil {
+				left = append(left, f)
+				continue
 			}
 			_ = f.Close()
-		} else if errors.Is(err, unix.ELOOP) {
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				err = nil
+			}
+		case errors.Is(err, unix.ELOOP):
 			err = os.Remove(path) // a symlink has no holder
+		case errors.Is(err, unix.ENOENT):
+			err = nil
 		}
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return left, errors.Join(errs...)
 }
 
 // CleanTemporary removes what killed operations left in the pool and on the

@@ -24,11 +24,21 @@ var SearchPath = []string{
 	"/usr/local/lib/machines", "/usr/lib/machines",
 }
 
-// FindImage looks an image up by its name: a directory NAME, a file NAME.raw, or
-// the newest entry of NAME.v or NAME.raw.v (systemd.v(7)).
+// stackSuffix ends the name of a directory that is a mount stack.
+const stackSuffix = ".mstack"
+
+// IsStack says whether an image that FindImage has found is a mount stack.
+func IsStack(path string) bool { return strings.HasSuffix(path, stackSuffix) }
+
+// FindImage looks an image up by its name: a directory NAME, a file NAME.raw, a
+// mount stack NAME.mstack, or the newest entry of NAME.v, NAME.raw.v or
+// NAME.mstack.v (systemd.v(7)).
 func FindImage(name string) (path string, raw, ok bool) {
 	for _, dir := range SearchPath {
 		p := filepath.Join(dir, name)
+		if newest, err := vpick.Newest(p+stackSuffix+".v", name, stackSuffix, true); err == nil {
+			return filepath.Join(p+stackSuffix+".v", newest), false, true
+		}
 		if newest, err := vpick.Newest(p+".v", name, "", true); err == nil {
 			return filepath.Join(p+".v", newest), false, true
 		}
@@ -45,6 +55,9 @@ func FindImage(name string) (path string, raw, ok bool) {
 		}
 		if st, err := os.Stat(p + ".raw"); err == nil && st.Mode().IsRegular() {
 			return p + ".raw", true, true
+		}
+		if st, err := os.Stat(p + stackSuffix); err == nil && st.IsDir() {
+			return p + stackSuffix, false, true
 		}
 	}
 	return "", false, false
@@ -202,7 +215,7 @@ func (m *machine) copyTemplate(ctx context.Context) error {
 	src := o.Template
 	if !strings.Contains(src, "/") {
 		p, raw, ok := FindImage(src)
-		if !ok || raw {
+		if !ok || raw || IsStack(p) {
 			return fmt.Errorf("No image for machine '%s'.", src)
 		}
 		src = p

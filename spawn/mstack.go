@@ -164,7 +164,9 @@ func (m *machine) attachStack(ctx context.Context) error {
 	}
 	r := &m.plan.Root
 	r.Stack, r.Shown = s, o.MStack
-	r.Need = m.needs()
+	if o.Boot() {
+		r.Need = m.needs() // a single program needs no OS around it
+	}
 	if s.Writable == "" && o.Volatile == "no" {
 		r.ReadOnly = true
 	}

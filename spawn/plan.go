@@ -30,7 +30,7 @@ func (m *machine) makePlan() error {
 	p.NewNet = o.PrivateNet && o.NetnsPath == ""
 	p.ShareIPC, p.SharePID, p.ShareUTS = o.Knobs.ShareIPC, o.Knobs.SharePID, o.Knobs.ShareUTS
 	p.CgroupNS, p.APIVFS, p.TmpfsTmp = o.Knobs.CgroupNS, o.Knobs.APIVFS, o.Knobs.TmpfsTmp
-	p.Boot, p.PID2 = o.Boot(), o.PID2()
+	p.Boot, p.PID2, p.StopSignal = o.Boot(), o.PID2(), int(o.KillSignal)
 	p.Manager = o.Knobs.Manager
 	p.User, p.Argv, p.Chdir = o.User, o.Args, o.Chdir
 	if p.Boot {

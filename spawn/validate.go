@@ -22,8 +22,8 @@ func (o *Options) Validate() error {
 		return errors.New("--mstack= may not be combined with --directory=, --image=, --template= or --oci-bundle=")
 	case o.MStack != "" && o.Ephemeral:
 		return errors.New("--mstack= and --ephemeral may not be combined")
-	case o.MStack != "" && o.Userns():
-		return errors.New("--mstack= may not be combined with --private-users=, but managed")
+	case o.MStack != "" && o.Userns() && o.Ownership == "chown":
+		return errors.New("--mstack= may not be combined with --private-users-ownership=chown: its layers are not the machine's alone")
 	case o.Template != "" && o.Image != "":
 		return errors.New("--template= and --image= may not be combined.")
 	case o.Ephemeral && o.Template != "" && o.Directory != "":

@@ -35,6 +35,11 @@ func (e *engine) begin(tree bool) (*building, error) {
 	}
 	b := &building{name: image.TempName(e.Local), tree: tree}
 	b.path = filepath.Join(e.ImageRoot, b.name)
+	release, err := image.GuardTemp(e.ImageRoot)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	if tree {
 		root, err := os.Open(e.ImageRoot)
 		if err != nil {

@@ -25,6 +25,9 @@ const (
 	sideFileMax = 1 << 20
 )
 
+// userAgent is what servers know us by.
+const userAgent = "machine-importd"
+
 // statusError is an answer of a server that is not the file.
 type statusError struct {
 	url  string
@@ -40,8 +43,9 @@ var errNotModified = errors.New("not modified")
 // client fetches files. It follows redirects within http and https only, and
 // takes proxies from the environment.
 type client struct {
-	http  http.Client
-	stall time.Duration
+	http   http.Client
+	stall  time.Duration
+	accept string // types that are asked for; "" any
 }
 
 // newClient returns a client that gives a server up after stall, stallTimeout when that is 0.
@@ -66,7 +70,8 @@ type download struct {
 	ctx     context.Context //nolint:containedctx // lives as long as one transfer
 	url     string
 	etag    string
-	size    int64 // -1: not known
+	kind    string // Content-Type
+	size    int64  // -1: not known
 	mtime   time.Time
 	off     int64
 	body    io.ReadCloser
@@ -117,7 +122,10 @@ func (d *download) open(ifNone []string) error {
 		cancel()
 		return fmt.Errorf("%w: URL %q: %w", ErrInvalid, d.url, err)
 	}
-	req.Header.Set("User-Agent", "machine-importd")
+	req.Header.Set("User-Agent", userAgent)
+	if d.c.accept != "" {
+		req.Header.Set("Accept", d.c.accept)
+	}
 	if len(ifNone) > 0 {
 		req.Header.Set("If-None-Match", strings.Join(ifNone, ", "))
 	}
@@ -151,7 +159,7 @@ func (d *download) open(ifNone []string) error {
 		return fail(&statusError{d.url, resp.StatusCode})
 	default:
 		d.size = resp.ContentLength
-		d.etag = resp.Header.Get("ETag")
+		d.etag, d.kind = resp.Header.Get("ETag"), resp.Header.Get("Content-Type")
 		d.mtime, _ = http.ParseTime(resp.Header.Get("Last-Modified"))
 	}
 	d.body, d.cancel = resp.Body, cancel
@@ -228,6 +236,12 @@ func (d *download) Read(b []byte) (int, error) {
 			return n, openErr
 		}
 	}
+}
+
+// Close is for io.Closer.
+func (d *download) Close() error {
+	d.closeBody()
+	return nil
 }
 
 func (d *download) closeBody() {

@@ -138,12 +138,19 @@ func (e *engine) unpackRaw(ctx context.Context, r io.Reader, b *building) error 
 func (e *engine) convert(ctx context.Context, b *building) error {
 	e.logf(Info, "Unpacking QCOW2 file.")
 	path := filepath.Join(e.ImageRoot, image.TempName(e.Local))
-	raw, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	release, err := image.GuardTemp(e.ImageRoot)
 	if err != nil {
 		return err
 	}
+	raw, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		release()
+		return err
+	}
 	disk := &building{path: path, f: raw}
-	if err := image.HoldTemp(raw); err != nil {
+	err = image.HoldTemp(raw)
+	release()
+	if err != nil {
 		disk.drop()
 		return err
 	}

@@ -1,11 +1,12 @@
 package transfer
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"io"
+	"net/url"
 	"os"
-	"path"
 	"strings"
 
 	"machined/internal/sys"
@@ -13,98 +14,122 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Names of whiteouts (OCI image specification, layer.md).
+// Names of whiteouts in a layer (OCI image specification, layer.md). What else starts
+// as the second was left behind by aufs and means nothing.
 const (
-	whiteout = ".wh."
-	opaque   = ".wh..wh..opq"
+	whiteout     = ".wh."
+	whiteoutMeta = ".wh..wh."
+	opaque       = ".wh..wh..opq"
 )
 
-// layer is what an OCI layer needs to know while it is put on those below it.
-type layer struct {
-	made map[string]bool // paths of this layer, which its whiteouts leave alone
-}
+// overlayOpaque says on a directory of a layer that those of the layers below do not
+// show through (the kernel's overlayfs.rst).
+const overlayOpaque = "trusted.overlay.opaque"
 
-// applyLayer unpacks one layer of an OCI image over the tree of those below.
-func applyLayer(ctx context.Context, r io.Reader, root *os.File, written func(bytes int64)) error {
+// unpackLayer unpacks one layer of an OCI image as overlayfs wants it: what a layer
+// takes away becomes a device 0:0, a directory that hides those below an attribute.
+func unpackLayer(ctx context.Context, r io.Reader, root *os.File, written func(bytes int64)) error {
 	tail := &tailReader{r: r}
 	u := newUntar(root, tail, written)
-	u.layer = &layer{made: map[string]bool{}}
+	u.layer = &layer{}
 	return u.run(ctx, tail)
 }
 
+// layer is what is known of a layer while it is unpacked.
+type layer struct {
+	gone bool // it has taken something away
+}
+
+// ignored says whether an entry is one of aufs's own.
+func (l *layer) ignored(dir, base string) bool {
+	if base != opaque && strings.HasPrefix(base, whiteoutMeta) {
+		return true
+	}
+	for part := range strings.SplitSeq(dir, "/") {
+		if strings.HasPrefix(part, whiteoutMeta) {
+			return true
+		}
+	}
+	return false
+}
+
 // enter is told of each entry before it is made; done means that it was a whiteout.
-func (l *layer) enter(parent *os.File, dir, base string, isDir bool) (done bool, err error) {
-	if !strings.HasPrefix(base, whiteout) {
-		name := path.Join(dir, base)
-		if !l.made[name] {
-			if err := l.replace(parent, base, isDir); err != nil {
-				return false, err
-			}
-		}
-		for ; name != "." && name != "" && !l.made[name]; name = path.Dir(name) {
-			l.made[name] = true
-		}
+func (l *layer) enter(parent *os.File, base string, h *tar.Header) (done bool, err error) {
+	l.disarm(h)
+	at := int(parent.Fd())
+	switch {
+	case base == opaque:
+		return true, setOpaque(parent)
+	case strings.HasPrefix(base, whiteout):
+		l.gone = true
+		return true, takeAway(at, strings.TrimPrefix(base, whiteout))
+	case !l.gone:
 		return false, nil
 	}
-	// The descriptor pins the directory; names below it cannot lead out of it.
-	root, err := os.OpenRoot(sys.FDPath(parent))
-	if err != nil {
-		return true, err
-	}
-	defer func() { _ = root.Close() }()
-	if base != opaque {
-		hidden := strings.TrimPrefix(base, whiteout)
-		if hidden == "" || hidden == "." || hidden == ".." {
-			return true, unix.EINVAL
-		}
-		if l.made[path.Join(dir, hidden)] {
-			return true, nil
-		}
-		return true, root.RemoveAll(hidden)
-	}
-	return true, l.clear(root, dir, ".")
-}
-
-// replace makes room for an entry that is of another type than what is below.
-func (l *layer) replace(parent *os.File, base string, isDir bool) error {
+	// Taken away and made anew in the same layer: nothing below shows through.
 	var st unix.Stat_t
-	err := unix.Fstatat(int(parent.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if errors.Is(err, unix.ENOENT) || err == nil && (isDir || st.Mode&unix.S_IFMT != unix.S_IFDIR) {
-		return nil
+	if err := unix.Fstatat(at, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || !isWhiteout(st) {
+		return false, nil //nolint:nilerr // there is nothing yet
 	}
-	if err != nil {
-		return err
+	if err := unix.Unlinkat(at, base, 0); err != nil || h.Typeflag != tar.TypeDir {
+		return false, err
 	}
-	root, err := os.OpenRoot(sys.FDPath(parent))
-	if err != nil {
-		return err
+	if err := unix.Mkdirat(at, base, 0o700); err != nil {
+		return false, err
 	}
-	defer func() { _ = root.Close() }()
-	return root.RemoveAll(base)
+	return false, hideBelow(at, base)
 }
 
-// clear removes what lower layers have below dir.
-func (l *layer) clear(root *os.Root, dir, at string) error {
-	f, err := root.Open(at)
+func isWhiteout(st unix.Stat_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 }
+
+// takeAway hides what the layers below have under a name.
+func takeAway(at int, hidden string) error {
+	if hidden == "" || hidden == "." || hidden == ".." {
+		return unix.EINVAL
+	}
+	var st unix.Stat_t
+	err := unix.Fstatat(at, hidden, &st, unix.AT_SYMLINK_NOFOLLOW)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return os.NewSyscallError("mknod", unix.Mknodat(at, hidden, unix.S_IFCHR, 0))
+	case err != nil:
+		return err
+	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		return hideBelow(at, hidden)
+	}
+	return nil // a file of this layer hides what is below by itself
+}
+
+func hideBelow(at int, name string) error {
+	dir, err := openNode(at, name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
-	list, err := f.ReadDir(-1)
-	_ = f.Close()
-	if err != nil {
-		return err
-	}
-	for _, entry := range list {
-		name := path.Join(at, entry.Name())
-		switch {
-		case !l.made[path.Join(dir, name)]:
-			err = root.RemoveAll(name)
-		case entry.IsDir():
-			err = l.clear(root, dir, name)
+	defer func() { _ = dir.Close() }()
+	return setOpaque(dir)
+}
+
+func setOpaque(dir *os.File) error {
+	return os.NewSyscallError("setxattr", unix.Setxattr(sys.FDPath(dir), overlayOpaque, []byte("y"), 0))
+}
+
+// disarm takes out of a header what would speak to overlayfs, or to us: a layer could
+// point into others by it.
+func (l *layer) disarm(h *tar.Header) {
+	for key := range h.PAXRecords {
+		name, ok := strings.CutPrefix(key, xattrRecord)
+		if !ok {
+			if name, ok = strings.CutPrefix(key, libXattr); !ok {
+				continue
+			}
+			if plain, err := url.PathUnescape(name); err == nil {
+				name = plain
+			}
 		}
-		if err != nil {
-			return err
+		for _, prefix := range []string{"trusted.overlay.", "user.overlay.", "trusted.machined."} {
+			if strings.HasPrefix(name, prefix) {
+				delete(h.PAXRecords, key)
+			}
 		}
 	}
-	return nil
 }

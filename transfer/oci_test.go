@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 
+	"machined/image"
+
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -24,6 +26,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"golang.org/x/sys/unix"
 )
 
 // layerOf makes a layer: names with a slash at their end are directories.
@@ -127,6 +130,19 @@ func push(t *testing.T, host, repo string, img v1.Image, options ...remote.Optio
 	}
 }
 
+// poolDir is a directory for images; layers in it are immutable.
+func poolDir(t *testing.T) string {
+	t.Helper()
+	root := t.TempDir()
+	t.Cleanup(func() {
+		entries, _ := os.ReadDir(root)
+		for _, e := range entries {
+			_ = image.RemoveTree(filepath.Join(root, e.Name()))
+		}
+	})
+	return root
+}
+
 func pullOCI(t *testing.T, root, reference string, change func(*Request)) error {
 	t.Helper()
 	req := Request{
@@ -152,7 +168,7 @@ func TestPullOCI(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := index.AppendImage(img, layout.WithAnnotations(map[string]string{refNameAnnotation: "v1"})); err != nil {
+	if err := index.AppendImage(img, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "v1"})); err != nil {
 		t.Fatal(err)
 	}
 	tag, err := name.NewTag("app:1")
@@ -168,11 +184,12 @@ func TestPullOCI(t *testing.T) {
 		"oci:" + dir + "/layout", "oci:" + dir + "/layout:v1", "docker-archive:" + archive,
 	} {
 		t.Run(reference[:6], func(t *testing.T) {
-			root := t.TempDir()
+			root := poolDir(t)
 			if err := pullOCI(t, root, reference, nil); err != nil {
 				t.Fatal(err)
 			}
-			if got := filesBelow(t, filepath.Join(root, "img")); fmt.Sprint(got) != fmt.Sprint(whiteoutWant) {
+			stack := filepath.Join(root, "img.mstack")
+			if got := filesBelow(t, mountStack(t, stack)); fmt.Sprint(got) != fmt.Sprint(whiteoutWant) {
 				t.Errorf("got %v, want %v", got, whiteoutWant)
 			}
 			settings, err := os.ReadFile(filepath.Join(root, "img.nspawn"))
@@ -180,19 +197,53 @@ func TestPullOCI(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := "# From the configuration of an OCI image.\n[Exec]\nBoot=no\nProcessTwo=yes\n" +
-				`Parameters=/bin/app "a b" 'quo"te'` + "\nEnvironment=PATH=/bin\n" + `Environment="MSG=two words"` +
-				"\nWorkingDirectory=/srv\nUser=www\n\n[Network]\nPort=tcp:80\nPort=udp:53\n"
+				`Parameters=/bin/app "a b" "quo\"te"` + "\nEnvironment=PATH=/bin\n" + `Environment="MSG=two words"` +
+				"\nWorkingDirectory=/srv\nUser=www:www\nKillSignal=SIGTERM\n\n# Counts in a copy of this file in /etc/systemd/nspawn only.\n" +
+				"[Network]\nPort=tcp:80\nPort=udp:53\n"
 			if string(settings) != want {
 				t.Errorf("settings: got\n%s\nwant\n%s", settings, want)
 			}
-			if entries, _ := os.ReadDir(root); len(entries) != 2 {
-				t.Errorf("left beside the image: %v", entries)
+			var layers int
+			entries, err := os.ReadDir(root)
+			for _, e := range entries {
+				if strings.HasPrefix(e.Name(), image.LayerPrefix) {
+					layers++
+				}
+			}
+			if err != nil || layers != 3 || len(entries) != 6 { // the stack, its settings and configuration
+				t.Errorf("in the pool: %v, %v", entries, err)
 			}
 		})
 	}
 }
 
-func TestPullOCIKeepsLayers(t *testing.T) {
+// mountStack mounts the layers of an image on each other, as the spawner does.
+func mountStack(t *testing.T, stack string) string {
+	t.Helper()
+	var lower []string
+	for i := 0; ; i++ {
+		layer, err := filepath.EvalSymlinks(filepath.Join(stack, fmt.Sprintf("layer@%d", i)))
+		if err != nil {
+			break
+		}
+		lower = append([]string{layer}, lower...)
+	}
+	if len(lower) == 0 {
+		t.Fatalf("no layers in %s", stack)
+	}
+	at, top := t.TempDir(), t.TempDir()
+	if err := unix.Mount("overlay", at, "overlay", unix.MS_RDONLY, "lowerdir="+escapeColons(strings.Join(append([]string{top}, lower...), "\x00"))); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
+	return at
+}
+
+func escapeColons(s string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(s, ":", `\:`), "\x00", ":")
+}
+
+func TestPullOCISharesLayers(t *testing.T) {
 	needRoot(t)
 	blobs := 0
 	host := testRegistry(t, func(next http.Handler) http.Handler {
@@ -203,35 +254,94 @@ func TestPullOCIKeepsLayers(t *testing.T) {
 			next.ServeHTTP(w, r)
 		})
 	})
-	img := ociImage(t, layerOf(t, "usr/", "usr/a"))
-	push(t, host, "a:1", img)
-	root := t.TempDir()
-	keep := func(r *Request) { r.KeepDownload = true }
-	if err := pullOCI(t, root, host+"/a:1", keep); err != nil {
-		t.Fatal(err)
+	base := layerOf(t, "usr/", "usr/a")
+	one, two := ociImage(t, base, layerOf(t, "one")), ociImage(t, base, layerOf(t, "two"))
+	push(t, host, "one:1", one)
+	push(t, host, "two:1", two)
+	root := poolDir(t)
+	store := image.NewStore(image.Config{PoolDir: root, SearchPath: []string{root}, NspawnDirs: []string{}, LockDir: t.TempDir(), NoHost: true})
+	layers := func() int {
+		t.Helper()
+		list, err := filepath.Glob(filepath.Join(root, image.LayerPrefix+"sha256:*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
 	}
-	kept, _ := filepath.Glob(filepath.Join(root, LayerPrefix+"sha256:*"))
-	if len(kept) != 1 {
-		t.Fatalf("kept layers: got %v, want one", kept)
+	pull := func(reference, local string, change func(*Request)) {
+		t.Helper()
+		err := pullOCI(t, root, reference, func(r *Request) {
+			r.Local = local
+			if change != nil {
+				change(r)
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
+	pull(host+"/one:1", "one", nil)
 	before := blobs
-	again := func(r *Request) { r.KeepDownload, r.Local = true, "other" }
-	if err := pullOCI(t, root, host+"/a:1", again); err != nil {
+	pull(host+"/two:1", "two", nil)
+	if got := blobs - before; got != 2 || layers() != 3 { // the configuration and one layer
+		t.Errorf("blobs fetched: got %d, want 2; layers: got %d, want 3", got, layers())
+	}
+	// The same image from an archive has the same layers.
+	tag, err := name.NewTag("one:1")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got := blobs - before; got != 1 { // the configuration
-		t.Errorf("blobs fetched again: got %d, want 1", got)
-	}
-	// A kept layer that has rotted is not used.
-	if err := os.WriteFile(kept[0], []byte("rotten"), 0o600); err != nil {
+	saved := filepath.Join(t.TempDir(), "saved.tar")
+	if err := tarball.WriteToFile(saved, tag, one); err != nil {
 		t.Fatal(err)
 	}
-	third := func(r *Request) { r.KeepDownload, r.Local = true, "third" }
-	if err := pullOCI(t, root, host+"/a:1", third); err != nil {
+	pull("docker-archive:"+saved, "again", nil)
+	if layers() != 3 {
+		t.Errorf("layers after an archive: got %d, want 3", layers())
+	}
+	ctx := context.Background()
+	if err := store.Clone(ctx, "one", "clone", false); err != nil {
 		t.Fatal(err)
 	}
-	if got := filesBelow(t, filepath.Join(root, "third")); len(got) != 1 {
-		t.Errorf("got %v, want usr/a", got)
+	for _, step := range []struct {
+		remove string
+		want   int
+	}{{"one", 3}, {"again", 3}, {"two", 2}} {
+		if err := store.Remove(ctx, step.remove); err != nil {
+			t.Fatal(err)
+		}
+		if layers() != step.want {
+			t.Errorf("layers after %s was removed: got %d, want %d", step.remove, layers(), step.want)
+		}
+	}
+	if _, err := store.Clean(ctx, image.CleanHidden); err != nil || layers() != 2 {
+		t.Errorf("clean: got %v, %d layers, want 2", err, layers())
+	}
+	if got := filesBelow(t, mountStack(t, filepath.Join(root, "clone.mstack"))); fmt.Sprint(got) != "[one usr/a]" {
+		t.Errorf("clone: got %v", got)
+	}
+	layer := filepath.Base(image.LayerName("")) // any
+	if list, err := store.List(ctx); err != nil || len(list) != 3 || !strings.HasPrefix(list[0].Name, layer) {
+		t.Errorf("list: %v, %v", list, err)
+	} else if err := store.Remove(ctx, list[0].Name); !errors.Is(err, image.ErrBusy) {
+		t.Errorf("remove a layer that is listed: got %v, want ErrBusy", err)
+	}
+	// Layers alone, and layers that are to be kept, stay until the pool is cleaned.
+	pull(host+"/two:1", "", nil)
+	pull(host+"/one:1", "kept", func(r *Request) { r.KeepDownload = true })
+	for _, name := range []string{"kept", "clone"} {
+		if err := store.Remove(ctx, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if layers() != 3 {
+		t.Errorf("kept layers: got %d, want 3", layers())
+	}
+	if _, err := store.Clean(ctx, image.CleanHidden); err != nil || layers() != 0 {
+		t.Errorf("clean: got %v, %d layers, want none", err, layers())
+	}
+	if entries, _ := os.ReadDir(root); len(entries) != 0 {
+		t.Errorf("left: %v", entries)
 	}
 }
 
@@ -249,7 +359,7 @@ func TestPullOCILogin(t *testing.T) {
 	})
 	config := t.TempDir()
 	t.Setenv("DOCKER_CONFIG", config)
-	root := t.TempDir()
+	root := poolDir(t)
 	if err := pullOCI(t, root, host+"/a:1", nil); err == nil || !strings.Contains(err.Error(), "UNAUTHORIZED") && !strings.Contains(err.Error(), "401") {
 		t.Errorf("without a login: got %v, want an error that says unauthorized", err)
 	}
@@ -307,25 +417,5 @@ func TestPullOCIFailures(t *testing.T) {
 				t.Errorf("left: %v", entries)
 			}
 		})
-	}
-}
-
-func TestQuoteSetting(t *testing.T) {
-	for _, tt := range []struct {
-		in, want string
-		ok       bool
-	}{
-		{"plain", "plain", true},
-		{"", `""`, true},
-		{"two words", `"two words"`, true},
-		{`it's`, `"it's"`, true},
-		{`say "x"`, `'say "x"'`, true},
-		{`"a" 'b'`, `'"a" '"'b'"`, true},
-		{`back\slash`, `"back\slash"`, true},
-		{"line\nbreak", "", false},
-	} {
-		if got, ok := quoteSetting(tt.in); got != tt.want || ok != tt.ok {
-			t.Errorf("quoteSetting(%q): got %s, %t, want %s, %t", tt.in, got, ok, tt.want, tt.ok)
-		}
 	}
 }

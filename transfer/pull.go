@@ -262,16 +262,22 @@ func (e *engine) copyOf(ctx context.Context, src *os.File, tree bool) (*building
 		defer func() { _ = root.Close() }()
 		b := &building{name: image.TempName(e.Local), tree: true}
 		b.path = filepath.Join(e.ImageRoot, b.name)
-		if err := btrfs.SnapshotTree(src, root, b.name, false); err == nil {
+		release, err := image.GuardTemp(e.ImageRoot)
+		if err != nil {
+			return nil, err
+		}
+		if err = btrfs.SnapshotTree(src, root, b.name, false); err == nil {
 			if b.f, err = os.Open(b.path); err == nil {
 				err = image.HoldTemp(b.f)
 			}
+			release()
 			if err != nil {
 				b.drop()
 				return nil, err
 			}
 			return b, nil
 		}
+		release()
 	}
 	b, err := e.begin(tree)
 	if err != nil {

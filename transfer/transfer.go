@@ -76,7 +76,7 @@ const (
 type Request struct {
 	Kind   Kind
 	Class  image.Class
-	Local  string // name of the image; empty on pull: only the hidden download
+	Local  string // name of the image; empty on pull: only the hidden downloads
 	Remote string // URL of a pull, else how the file is called in messages
 	Verify Verify
 	Format Format // of an export
@@ -97,6 +97,11 @@ type Request struct {
 	NoSync bool
 	// StallTimeout is how long a server may send next to nothing; 0 means a minute.
 	StallTimeout time.Duration
+
+	// OCI is what Prepare finds out for a pull-oci; RegistryDirs are where files about
+	// registries lie, nil means the host's.
+	OCI          *OCITarget `json:"-"`
+	RegistryDirs []string
 
 	// File is what is read or written; the directory for import-fs. It stays the caller's.
 	File *os.File `json:"-"`

@@ -213,7 +213,13 @@ func (u *untar) entry(ctx context.Context, h *tar.Header) error {
 	if h.Uid < 0 || h.Uid >= 1<<32-1 || h.Gid < 0 || h.Gid >= 1<<32-1 {
 		return fail("owner", fmt.Errorf("%w: user or group id is out of range", ErrArchive))
 	}
+	if u.layer != nil && u.layer.ignored(dir, base) {
+		return nil
+	}
 	if base == "." {
+		if u.layer != nil {
+			u.layer.disarm(h)
+		}
 		if h.Typeflag != tar.TypeDir {
 			return fail("root", fmt.Errorf("%w: the root is not a directory", ErrArchive))
 		}
@@ -225,7 +231,7 @@ func (u *untar) entry(ctx context.Context, h *tar.Header) error {
 	}
 	at := int(parent.Fd())
 	if u.layer != nil {
-		done, err := u.layer.enter(parent, dir, base, h.Typeflag == tar.TypeDir)
+		done, err := u.layer.enter(parent, base, h)
 		if err != nil {
 			return fail("whiteout", err)
 		}

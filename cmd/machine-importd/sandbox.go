@@ -152,21 +152,12 @@ func landlock(req transfer.Request) error {
 			allowed = append(allowed, path)
 		}
 	case transfer.PullOCI:
-		if path := transfer.ReferencePath(req.Remote); path != "" {
+		// Logins and files about registries have been read.
+		if path := req.OCI.Path(); path != "" {
 			allowed = append(allowed, path)
 		}
 		if target, err := filepath.EvalSymlinks("/etc/resolv.conf"); err == nil {
 			allowed = append(allowed, target)
-		}
-		// Where logins to registries are kept (docker-login(1), containers-auth.json(5)).
-		home := os.Getenv("HOME")
-		if home == "" || home == "/" {
-			home = "/root"
-			_ = os.Setenv("HOME", home)
-		}
-		allowed = append(allowed, filepath.Join(home, ".docker"), filepath.Join(home, ".config/containers"), "/run/containers/0")
-		if dir := os.Getenv("DOCKER_CONFIG"); dir != "" {
-			allowed = append(allowed, dir)
 		}
 	case transfer.ImportFS:
 		if path, err := os.Readlink("/proc/self/fd/4"); err == nil {

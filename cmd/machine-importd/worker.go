@@ -172,6 +172,9 @@ func worker() int {
 	}()
 	req.Log = func(priority int, line string) { tell(event{Priority: priority, Line: line}) }
 	req.Progress = func(fraction float64) { tell(event{Progress: &fraction}) }
+	if err := transfer.Prepare(&req); err != nil {
+		return fail(err)
+	}
 	if err := sandbox(req); err != nil {
 		return fail(fmt.Errorf("sandbox: %w", err))
 	}

@@ -138,16 +138,19 @@ func (c *commandLine) findImage() error {
 			if !ok {
 				return fmt.Errorf("No image for machine '%s'.", o.Machine)
 			}
-			if raw {
+			switch {
+			case raw:
 				o.Image = p
-			} else {
+			case spawn.IsStack(p):
+				o.MStack = p
+			default:
 				o.Directory = p
 			}
 		case o.Machine == "" && o.Template != "" && o.Ephemeral:
 			o.Directory, o.Template = o.Template, ""
 			if !strings.Contains(o.Directory, "/") {
 				p, raw, ok := spawn.FindImage(o.Directory)
-				if !ok || raw {
+				if !ok || raw || spawn.IsStack(p) {
 					return fmt.Errorf("No image for machine '%s'.", o.Directory)
 				}
 				o.Directory = p

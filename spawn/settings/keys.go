@@ -368,8 +368,12 @@ func ValidVariable(name string) bool {
 	return strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_") == ""
 }
 
-// ValidUser tells whether s can name a user, by name or number.
-func ValidUser(s string) bool { return validUser(s) == nil }
+// ValidUser tells whether s can name a user, by name or number, or a user and the
+// group to run as after a colon.
+func ValidUser(s string) bool {
+	user, group, grouped := strings.Cut(s, ":")
+	return validUser(user) == nil && (!grouped || validUser(group) == nil)
+}
 
 func validUser(s string) error {
 	if n, err := strconv.ParseUint(s, 10, 32); err == nil {

@@ -24,7 +24,7 @@ type passwd struct {
 
 // lookupUser finds the user to run as, by the machine's own getent: only it
 // knows the image's databases.
-func (in *inner) lookupUser() error {
+func (in *inner) lookupUser() (err error) {
 	p := in.plan
 	in.user = passwd{name: "root", home: "/root", groups: p.ExtraGroups}
 	if p.UIDSet != nil {
@@ -34,7 +34,16 @@ func (in *inner) lookupUser() error {
 		}
 		return nil
 	}
-	if p.User == "" || p.User == "root" || p.User == "0" {
+	name, group, grouped := strings.Cut(p.User, ":")
+	if grouped {
+		// USER:GROUP is for images that say so (OCI image specification, config.md).
+		defer func() {
+			if err == nil {
+				err = in.primaryGroup(group)
+			}
+		}()
+	}
+	if name == "" || name == "root" || name == "0" {
 		if p.User == "" && len(p.Argv) == 0 && !p.Boot {
 			// A login shell: root's, when the image says which.
 			if line, err := in.getent("passwd", "root"); err == nil {
@@ -45,13 +54,19 @@ func (in *inner) lookupUser() error {
 		}
 		return nil
 	}
-	line, err := in.getent("passwd", p.User)
+	line, err := in.getent("passwd", name)
 	if err != nil {
-		return fmt.Errorf("Failed to resolve user %s: %w", p.User, err)
+		uid, noNumber := strconv.ParseUint(name, 10, 32)
+		if noNumber != nil {
+			return fmt.Errorf("Failed to resolve user %s: %w", name, err)
+		}
+		// A number needs no entry. Its group is root's, as for OCI runtimes.
+		in.user = passwd{uid: uint32(uid), groups: p.ExtraGroups, home: "/"}
+		return nil
 	}
 	u, err := parsePasswd(line)
 	if err != nil {
-		return fmt.Errorf("look up user %q: %w", p.User, err)
+		return fmt.Errorf("look up user %q: %w", name, err)
 	}
 	list, err := in.getent("initgroups", u.name)
 	if err == nil {
@@ -72,6 +87,24 @@ func (in *inner) lookupUser() error {
 			_ = unix.Close(fd)
 		}
 	}
+	return nil
+}
+
+// primaryGroup sets the group to run as, a name or a number of the machine's. The
+// user's other groups do not count then.
+func (in *inner) primaryGroup(group string) error {
+	id, err := strconv.ParseUint(group, 10, 32)
+	if err != nil {
+		line, lookErr := in.getent("group", group)
+		fields := strings.Split(line, ":")
+		if lookErr == nil && len(fields) >= 3 {
+			id, err = strconv.ParseUint(fields[2], 10, 32)
+		}
+		if err != nil {
+			return fmt.Errorf("Failed to resolve group %s: %w", group, errors.Join(lookErr))
+		}
+	}
+	in.user.gid, in.user.groups = uint32(id), in.plan.ExtraGroups
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -34,43 +35,63 @@ func (o *outer) stackMount(s *Stack) (int, error) {
 	}
 	defer base.close()
 	var lower []string // the top layer first, as the option wants it
-	for i, l := range s.Layers {
-		name := "/l" + strconv.Itoa(i)
-		if err := mountLayer(base, l, name); err != nil {
+	for i, l := range slices.Backward(s.Layers) {
+		name := "/" + strconv.Itoa(i)
+		if err := o.mountLayer(base, l, name); err != nil {
 			return -1, err
 		}
-		lower = append([]string{name}, lower...)
+		lower = append(lower, name)
 	}
-	opts := []option{}
+	opts := ""
 	if s.Writable != "" {
-		if err := mountLayer(base, Layer{Path: s.Writable}, "/rw"); err != nil {
+		if err := o.mountLayer(base, Layer{Path: s.Writable}, "/rw"); err != nil {
 			return -1, err
 		}
-		if err := errors.Join(base.mkdir("/rw/data", 0o755), base.mkdir("/rw/work", 0o700)); err != nil {
+		o.asMachineRoot()
+		err := errors.Join(base.mkdir("/rw/data", 0o755), base.mkdir("/rw/work", 0o700))
+		o.asHost()
+		if err != nil {
 			return -1, fmt.Errorf("prepare %s: %w", s.Writable, err)
 		}
-		opts = append(opts, option{"upperdir", MountPoint + "/rw/data"}, option{"workdir", MountPoint + "/rw/work"})
+		opts = ",upperdir=rw/data,workdir=rw/work"
 	} else {
-		// On top of what can't be written to: the places of empty file systems.
+		// On top of what can't be written to: the mount points that it lacks.
 		// And an overlay of one layer alone would be refused.
-		if err := stackPlaces(base, s, lower); err != nil {
+		if err := o.stackPlaces(base, s, lower); err != nil {
 			return -1, err
 		}
 		lower = append([]string{"/top"}, lower...)
 	}
-	var dirs strings.Builder
-	for i, name := range lower {
-		if i > 0 {
-			dirs.WriteByte(':')
-		}
-		dirs.WriteString(MountPoint + name)
+	return stackOverlay(base, "lowerdir="+strings.ReplaceAll(strings.Join(lower, ":"), "/", "")+opts)
+}
+
+// stackOverlay makes an overlay by mount(2), whose options fit into a page:
+// fsconfig(2) has 256 bytes for all layers, and not every kernel takes one at a
+// time. Names in the options are relative to base, so that hundreds of them fit.
+// The working directory is this thread's alone.
+func stackOverlay(base tree, opts string) (int, error) {
+	if err := base.mkdir("/stack", 0o700); err != nil {
+		return -1, err
 	}
-	return newFS("overlay", "overlay", 0, append([]option{{"lowerdir", dirs.String()}}, opts...)...)
+	before, err := unix.Open(".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(before)
+	if err := unix.Fchdir(base.fd); err != nil {
+		return -1, os.NewSyscallError("fchdir", err)
+	}
+	defer func() { _ = unix.Fchdir(before) }()
+	if err := unix.Mount("overlay", "stack", "overlay", 0, opts); err != nil {
+		return -1, fmt.Errorf("make overlay of %d layers: %w", strings.Count(opts, ":")+1, err)
+	}
+	m, err := unix.OpenTree(unix.AT_FDCWD, "stack", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	return m, errors.Join(os.NewSyscallError("open_tree", err), os.NewSyscallError("umount", unix.Unmount("stack", unix.MNT_DETACH)))
 }
 
 // mountLayer puts one layer onto a new directory.
-func mountLayer(base tree, l Layer, name string) error {
-	m, err := layerMount(l)
+func (o *outer) mountLayer(base tree, l Layer, name string) error {
+	m, err := o.layerMount(l)
 	if err != nil {
 		return err
 	}
@@ -83,10 +104,14 @@ func mountLayer(base tree, l Layer, name string) error {
 	return attach(m, target)
 }
 
-// layerMount is a layer as a detached mount.
-func layerMount(l Layer) (int, error) {
+// layerMount is a layer as a detached mount, whose owners are the machine's.
+func (o *outer) layerMount(l Layer) (int, error) {
 	if l.Device != "" {
-		return deviceMount(l.Device, l.FSType, l.ReadOnly)
+		m, err := deviceMount(l.Device, l.FSType, l.ReadOnly)
+		if err != nil {
+			return -1, err
+		}
+		return m, o.mapLayer(m, l.Device)
 	}
 	src, err := unix.Open(l.Path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -97,12 +122,33 @@ func layerMount(l Layer) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("clone mount of %q: %w", l.Path, err)
 	}
-	return m, nil
+	return m, o.mapLayer(m, l.Path)
 }
 
-// stackPlaces makes a layer with the mount points that empty file systems lack, and
-// with the directories above them as the layers have them.
-func stackPlaces(base tree, s *Stack, lower []string) error {
+// mapLayer lets what root and its users own on disk appear as the machine's. A
+// layer may be another machine's too, so that its files never change hands.
+func (o *outer) mapLayer(m int, shown string) error {
+	mode := o.plan.Root.Ownership
+	if !o.shifted || mode == "off" || mode == "" {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(m, &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	foreign := isForeign(st.Uid)
+	if mode == "auto" && st.Uid >= 0x10000 && !foreign {
+		return nil // shifted already, or nothing of ours
+	}
+	if err := o.mapRoot(m, foreign && mode != "map"); err != nil {
+		return fmt.Errorf("layer %s: %w", shown, err)
+	}
+	return nil
+}
+
+// stackPlaces makes a layer with the mount points that every machine and empty file
+// systems lack, and with the directories above them as the layers have them.
+func (o *outer) stackPlaces(base tree, s *Stack, lower []string) error {
 	like := func(p string) (st unix.Stat_t, ok bool) {
 		for _, name := range lower {
 			fd, err := base.open(name+p, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
@@ -120,8 +166,10 @@ func stackPlaces(base tree, s *Stack, lower []string) error {
 		mode := uint32(0o755)
 		if ok {
 			mode = st.Mode & 0o7777
+		} else if o.shifted {
+			st.Uid, st.Gid = o.base, o.base
 		}
-		if err := base.mkdir("/top"+p, mode); err != nil || !ok {
+		if err := base.mkdir("/top"+p, mode); err != nil {
 			return err
 		}
 		fd, err := base.open("/top"+p, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
@@ -133,6 +181,14 @@ func stackPlaces(base tree, s *Stack, lower []string) error {
 	}
 	if err := add("/"); err != nil {
 		return err
+	}
+	for _, place := range []string{"/proc", "/sys", "/dev", "/run", "/tmp"} {
+		if _, there := like(place); there {
+			continue
+		}
+		if err := add(place); err != nil {
+			return fmt.Errorf("make mount point %s: %w", place, err)
+		}
 	}
 	for _, m := range s.Mounts {
 		if _, there := like(m.Dest); there || !m.Memory {
@@ -173,7 +229,7 @@ func (o *outer) stackMountOn(sm StackMount) error {
 	if sm.Memory {
 		m, err = o.tmpfs("0755", "10%")
 	} else {
-		m, err = layerMount(sm.Layer)
+		m, err = o.layerMount(sm.Layer)
 	}
 	if err != nil {
 		return err

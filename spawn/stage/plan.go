@@ -28,6 +28,7 @@ type Plan struct {
 	TmpfsTmp    bool
 	Boot        bool
 	PID2        bool
+	StopSignal  int // that asks the payload to end, 0 for none in particular
 	Console     Console
 	Mounts      []Mount
 	MachineID   bool // write nothing; kept for container_uuid

@@ -117,8 +117,8 @@ func (o *outer) imageMount() (int, error) {
 // idmapped mount where the filesystem can, chown where the plan asks for it.
 func (o *outer) shiftOwnership(m int) (int, error) {
 	mode := o.plan.Root.Ownership
-	if !o.shifted || mode == "off" || mode == "" || o.plan.Root.Memory {
-		return m, nil
+	if !o.shifted || mode == "off" || mode == "" || o.plan.Root.Memory || o.plan.Root.Stack != nil {
+		return m, nil // a stack's layers are mapped each
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(m, &st); err != nil {

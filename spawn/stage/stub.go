@@ -53,7 +53,7 @@ func stubMain() int {
 		_ = unix.Close(fd)
 	}
 	_ = unix.Close(stubRelease)
-	return (&stub{pid: about.PID}).loop(signals)
+	return (&stub{pid: about.PID, stop: syscall.Signal(about.Stop)}).loop(signals)
 }
 
 // isInherited tells a descriptor passed to the payload from one of the runtime,
@@ -74,12 +74,13 @@ const (
 type stubSpec struct {
 	PID    int // the payload's
 	Limits []Rlimit
+	Stop   int // signal that asks the payload to end, 0 for none in particular
 }
 
 // handOver puts the descriptors of the stub where it looks for them. The payload
 // has its own already.
 func (in *inner) handOver(pid, release int) error {
-	data, err := json.Marshal(stubSpec{PID: pid, Limits: in.plan.Rlimits})
+	data, err := json.Marshal(stubSpec{PID: pid, Limits: in.plan.Rlimits, Stop: in.plan.StopSignal})
 	if err != nil {
 		return err
 	}
@@ -108,6 +109,7 @@ func (in *inner) handOver(pid, release int) error {
 
 type stub struct {
 	pid    int
+	stop   syscall.Signal
 	reboot int // argument of reboot(2), 0 while running
 }
 
@@ -150,11 +152,21 @@ func (s *stub) loop(signals chan os.Signal) int {
 		case sig := <-signals:
 			n, _ := sig.(syscall.Signal)
 			cmd := rebootCommand(n)
+			if cmd == 0 && s.stop != 0 && n == s.stop {
+				// The payload's end is the machine's, and it may take its time.
+				_ = syscall.Kill(s.pid, s.stop)
+				_ = syscall.Kill(s.pid, syscall.SIGCONT)
+				continue
+			}
 			if cmd == 0 || s.reboot != 0 {
 				continue
 			}
 			s.reboot = cmd
-			_ = syscall.Kill(-1, syscall.SIGTERM)
+			if s.stop != 0 && rebootCommand(s.stop) == 0 {
+				_ = syscall.Kill(s.pid, s.stop)
+			} else {
+				_ = syscall.Kill(-1, syscall.SIGTERM)
+			}
 			_ = syscall.Kill(-1, syscall.SIGCONT)
 			_ = syscall.Kill(-1, syscall.SIGHUP)
 			deadline = time.After(stubGrace)
