@@ -24,24 +24,36 @@ const StackSuffix = mstackSuffix
 // layerEntry starts the names of layers in a mount stack.
 const layerEntry = "layer@"
 
-// stackTrees lists the directories that a mount stack at path is made of, topmost
-// first: its changes, then its layers. A layer that is a disk image is left out.
-func stackTrees(path string) ([]string, error) {
+// StackTrees lists the directories that a mount stack at path is made of, topmost
+// first: its changes, if there are any, then its layers. A layer that is a disk image
+// is ErrNotSupported.
+func StackTrees(path string) ([]string, error) {
 	entries, err := os.ReadDir(path)
 	if err != nil {
 		return nil, err
 	}
 	var layers, trees []string
 	for _, entry := range entries {
-		if strings.HasPrefix(entry.Name(), layerEntry) && !strings.HasSuffix(entry.Name(), rawSuffix) {
-			layers = append(layers, entry.Name())
+		if !strings.HasPrefix(entry.Name(), layerEntry) {
+			continue
 		}
+		if strings.HasSuffix(strings.TrimSuffix(entry.Name(), pickSuffix), rawSuffix) {
+			return nil, fmt.Errorf("%q in %q: %w", entry.Name(), path, ErrNotSupported)
+		}
+		layers = append(layers, entry.Name())
 	}
 	slices.SortStableFunc(layers, func(a, b string) int { return vpick.Compare(b[len(layerEntry):], a[len(layerEntry):]) })
 	for _, name := range append([]string{"rw/data"}, append(layers, "root")...) {
-		if st, err := os.Stat(filepath.Join(path, name)); err == nil && st.IsDir() {
-			trees = append(trees, filepath.Join(path, name))
+		tree := filepath.Join(path, name)
+		if st, err := os.Stat(tree); err != nil || !st.IsDir() {
+			continue
 		}
+		if name == "rw/data" {
+			if changes, err := os.ReadDir(tree); err == nil && len(changes) == 0 {
+				continue
+			}
+		}
+		trees = append(trees, tree)
 	}
 	return trees, nil
 }
@@ -211,7 +223,7 @@ func relink(from, to string) error {
 
 // stackMetadata is what a mount stack says about itself.
 func stackMetadata(path string) (Metadata, error) {
-	trees, err := stackTrees(path)
+	trees, err := StackTrees(path)
 	if err != nil {
 		return Metadata{}, err
 	}

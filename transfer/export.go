@@ -24,7 +24,11 @@ func (e *engine) export(ctx context.Context) error {
 		return err
 	}
 	tree := img.Type == image.TypeDirectory || img.Type == image.TypeSubvolume
-	if tree != (e.Kind == ExportTar) {
+	switch {
+	case e.Kind == ExportOCI && (tree || img.Type == image.TypeMStack):
+	case img.Type == image.TypeMStack:
+		return fmt.Errorf("%w: image %q is of type %s, which export-oci takes away", ErrInvalid, e.Local, img.Type)
+	case e.Kind == ExportOCI || tree != (e.Kind == ExportTar):
 		return fmt.Errorf("%w: image %q is of type %s", ErrInvalid, e.Local, img.Type)
 	}
 	locks := pathlock.Default
@@ -54,6 +58,9 @@ func (e *engine) export(ctx context.Context) error {
 	format := e.Format
 	if format == "" {
 		format = Uncompressed
+		if e.Kind == ExportOCI {
+			format = Gzip
+		}
 	}
 	e.logf(Info, "Exporting '%s', saving to '%s' with compression '%s'.", img.Path, what, format)
 	if st, err := e.File.Stat(); err == nil && st.Mode().IsRegular() {
@@ -61,6 +68,14 @@ func (e *engine) export(ctx context.Context) error {
 			_ = e.File.Truncate(0)
 			_, _ = e.File.Seek(0, io.SeekStart)
 		}
+	}
+	if e.Kind == ExportOCI {
+		if err := e.exportOCI(ctx, img, format); err != nil {
+			return fmt.Errorf("export %q: %w", e.Local, err)
+		}
+		e.Progress(1)
+		e.logf(Info, "Operation completed successfully.")
+		return nil
 	}
 	out, err := NewWriter(e.File, format)
 	if err != nil {

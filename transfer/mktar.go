@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"sort"
 	"time"
 
@@ -29,9 +30,15 @@ const (
 // tar(1), and so is what is mounted on the tree. The tree is read from a goroutine
 // of its own while what was read is written.
 func Tar(ctx context.Context, root *os.File, w io.Writer, done func(bytes int64)) error {
+	return writeTar(ctx, root, w, done, false)
+}
+
+// writeTar is Tar; with layer it writes a tree that overlayfs stacks as a layer of an
+// OCI image.
+func writeTar(ctx context.Context, root *os.File, w io.Writer, done func(bytes int64), layer bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	m := &mktar{ctx: ctx, links: map[[2]uint64]string{}, items: make(chan packItem, packAhead), free: make(chan []byte, packAhead+2)}
+	m := &mktar{ctx: ctx, layer: layer, links: map[[2]uint64]string{}, items: make(chan packItem, packAhead), free: make(chan []byte, packAhead+2)}
 	for range cap(m.free) {
 		m.free <- nil
 	}
@@ -64,6 +71,7 @@ type mktar struct {
 	links map[[2]uint64]string
 	items chan packItem
 	free  chan []byte
+	layer bool
 }
 
 func (m *mktar) release(item packItem) {
@@ -167,6 +175,9 @@ func (m *mktar) node(root, node *os.File, name string) error {
 		ModTime: time.Unix(st.Mtim.Unix()), Format: tar.FormatPAX,
 	}
 	kind := st.Mode & unix.S_IFMT
+	if m.layer && isWhiteout(st) {
+		return m.mark(path.Join(path.Dir(name), whiteout+path.Base(name)), h.ModTime)
+	}
 	if kind != unix.S_IFDIR && st.Nlink > 1 {
 		id := [2]uint64{st.Dev, st.Ino}
 		if first, ok := m.links[id]; ok {
@@ -199,11 +210,19 @@ func (m *mktar) node(root, node *os.File, name string) error {
 	default:
 		return nil
 	}
+	hides := false
 	if kind != unix.S_IFLNK {
 		h.PAXRecords = records(sys.FDPath(node))
+		hides = m.layer && h.PAXRecords[xattrRecord+overlayOpaque] == "y"
+		m.strip(h)
 	}
 	if err := m.put(packItem{header: h}); err != nil {
 		return err
+	}
+	if hides {
+		if err := m.mark(path.Join(name, opaque), h.ModTime); err != nil {
+			return err
+		}
 	}
 	if kind == unix.S_IFDIR {
 		return m.children(root, node, name)
@@ -220,6 +239,7 @@ func (m *mktar) regular(node *os.File, h *tar.Header) error {
 		return fail(err)
 	}
 	h.PAXRecords = recordsOf(fdAttributes(int(file.Fd())))
+	m.strip(h)
 	if h.Size > packSmall {
 		return m.put(packItem{header: h, file: file})
 	}
@@ -242,6 +262,18 @@ func (m *mktar) regular(node *os.File, h *tar.Header) error {
 		return fail(err)
 	}
 	return m.put(item)
+}
+
+// mark makes an empty file that says something about the layers below.
+func (m *mktar) mark(name string, at time.Time) error {
+	return m.put(packItem{header: &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, ModTime: at, Format: tar.FormatPAX}})
+}
+
+// strip takes out of a layer's header what is overlayfs's, or ours.
+func (m *mktar) strip(h *tar.Header) {
+	if m.layer {
+		(&layer{}).disarm(h)
+	}
 }
 
 func (m *mktar) children(root, node *os.File, name string) error {

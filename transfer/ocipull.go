@@ -199,7 +199,7 @@ func (p *ociPull) openArchive(ctx context.Context, path string) (*os.File, error
 	if err != nil {
 		return nil, err
 	}
-	if err = os.Remove(temp); err == nil {
+	if err = os.Remove(temp); err == nil || errors.Is(err, fs.ErrNotExist) {
 		out := &sparseWriter{f: plain}
 		buf := make([]byte, 1<<20)
 		if _, err = io.CopyBuffer(struct{ io.Writer }{out}, bound(contextReader{ctx, in}, func() int64 { return st.Size() }), buf); err == nil {

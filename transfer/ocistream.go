@@ -9,7 +9,7 @@ import (
 	"io"
 )
 
-// digester hashes and counts what passes through it.
+// digester hashes and counts what is read through it, or written to it.
 type digester struct {
 	r   io.Reader
 	sum hash.Hash
@@ -23,6 +23,12 @@ func (d *digester) Read(b []byte) (int, error) {
 	_, _ = d.sum.Write(b[:n])
 	d.n += int64(n)
 	return n, err
+}
+
+// Write is for io.Writer.
+func (d *digester) Write(b []byte) (int, error) {
+	d.n += int64(len(b))
+	return d.sum.Write(b)
 }
 
 func (d *digester) digest() string { return "sha256:" + hex.EncodeToString(d.sum.Sum(nil)) }

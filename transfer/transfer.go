@@ -26,6 +26,7 @@ const (
 	ImportFS  Kind = "import-fs"
 	ExportTar Kind = "export-tar"
 	ExportRaw Kind = "export-raw"
+	ExportOCI Kind = "export-oci"
 	PullTar   Kind = "pull-tar"
 	PullRaw   Kind = "pull-raw"
 	PullOCI   Kind = "pull-oci"
@@ -33,6 +34,9 @@ const (
 
 // Pulls says whether a transfer of this kind fetches from elsewhere.
 func (k Kind) Pulls() bool { return k == PullTar || k == PullRaw || k == PullOCI }
+
+// Exports says whether a transfer of this kind takes an image away.
+func (k Kind) Exports() bool { return k == ExportTar || k == ExportRaw || k == ExportOCI }
 
 // Verify says what a pulled file is checked against.
 type Verify string
@@ -167,7 +171,7 @@ func Run(ctx context.Context, req Request) error {
 	switch req.Kind {
 	case ImportTar, ImportRaw, ImportFS:
 		return e.importFile(ctx)
-	case ExportTar, ExportRaw:
+	case ExportTar, ExportRaw, ExportOCI:
 		return e.export(ctx)
 	case PullTar, PullRaw:
 		return e.pull(ctx)

@@ -23,6 +23,7 @@ const commandsHelp = `  pull-tar URL [NAME]         Download a TAR container ima
   import-fs DIRECTORY [NAME]  Import a local directory container image
   export-tar NAME [FILE]      Export a TAR container image locally
   export-raw NAME [FILE]      Export a RAW container or VM image locally
+  export-oci NAME [PATH]      Export a container image as an OCI image
   list-transfers              Show list of transfers in progress
   cancel-transfer ID...       Cancel a transfer
   list-images                 Show list of installed images

@@ -131,12 +131,13 @@ func landlock(req transfer.Request) error {
 	}
 	allowed = append(allowed, search...)
 	switch req.Kind {
-	case transfer.ExportTar, transfer.ExportRaw:
+	case transfer.ExportTar, transfer.ExportRaw, transfer.ExportOCI:
 		// The image may be a link to elsewhere; its lock lies beside it.
 		for _, dir := range search {
-			for _, suffix := range []string{"", ".raw", ".v", ".raw.v"} {
+			for _, suffix := range []string{"", ".raw", image.StackSuffix, ".v", ".raw.v", image.StackSuffix + ".v"} {
 				if path, err := filepath.EvalSymlinks(filepath.Join(dir, req.Local+suffix)); err == nil {
 					writable = append(writable, filepath.Dir(path))
+					allowed = append(allowed, layers(req.Kind, path)...)
 				}
 			}
 		}
@@ -175,6 +176,21 @@ func landlock(req transfer.Request) error {
 		}
 	}
 	return allThreads("landlock_restrict_self", unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0)
+}
+
+// layers are where the parts of a mount stack lie, which may be anywhere.
+func layers(kind transfer.Kind, stack string) []string {
+	if kind != transfer.ExportOCI {
+		return nil
+	}
+	var list []string
+	entries, _ := os.ReadDir(stack)
+	for _, entry := range entries {
+		if path, err := filepath.EvalSymlinks(filepath.Join(stack, entry.Name())); err == nil {
+			list = append(list, path)
+		}
+	}
+	return list
 }
 
 // allow adds a rule for what is beneath path; nothing for a path that is not there.

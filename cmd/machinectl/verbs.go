@@ -55,11 +55,13 @@ func init() {
 
 		{name: "pull-tar", group: groupTransfers, usage: "URL [NAME]", short: "Download a TAR container image", max: -1, offline: true, run: transferVerb("pull-tar")},
 		{name: "pull-raw", group: groupTransfers, usage: "URL [NAME]", short: "Download a RAW container or VM image", max: -1, offline: true, run: transferVerb("pull-raw")},
+		{name: "pull-oci", group: groupTransfers, usage: "REF [NAME]", short: "Download an OCI container image", max: -1, offline: true, run: transferVerb("pull-oci")},
 		{name: "import-tar", group: groupTransfers, usage: "FILE [NAME]", short: "Import a local TAR container image", max: -1, offline: true, run: transferVerb("import-tar")},
 		{name: "import-raw", group: groupTransfers, usage: "FILE [NAME]", short: "Import a local RAW container or VM image", max: -1, offline: true, run: transferVerb("import-raw")},
 		{name: "import-fs", group: groupTransfers, usage: "DIRECTORY [NAME]", short: "Import a local directory container image", max: -1, offline: true, run: transferVerb("import-fs")},
 		{name: "export-tar", group: groupTransfers, usage: "NAME [FILE]", short: "Export a TAR container image locally", max: -1, offline: true, run: transferVerb("export-tar")},
 		{name: "export-raw", group: groupTransfers, usage: "NAME [FILE]", short: "Export a RAW container or VM image locally", max: -1, offline: true, run: transferVerb("export-raw")},
+		{name: "export-oci", group: groupTransfers, usage: "NAME [PATH]", short: "Export a container image as an OCI image", max: -1, offline: true, run: transferVerb("export-oci")},
 		{name: "list-transfers", group: groupTransfers, short: "Show list of transfers in progress", max: -1, offline: true, run: transferVerb("list-transfers")},
 		{name: "cancel-transfer", group: groupTransfers, usage: "ID...", short: "Cancel a transfer", max: -1, offline: true, run: transferVerb("cancel-transfer")},
 	}

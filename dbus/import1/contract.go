@@ -17,6 +17,8 @@ const (
 	ManagerInterface  = BusName + ".Manager"
 	TransferInterface = BusName + ".Transfer"
 	TransferParent    = ManagerPath + "/transfer"
+	// What stock does not have is on an interface of our own (org.machined(5)).
+	OwnInterface = "org.machined.Import1"
 )
 
 // Error names of org.freedesktop.import1(5).

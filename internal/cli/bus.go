@@ -76,6 +76,8 @@ var (
 	OwnManager = Object{machine1.BusName, machine1.ManagerPath, machine1.OwnManagerInterface}
 	Systemd    = Object{"org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"}
 	Importd    = Object{"org.freedesktop.import1", "/org/freedesktop/import1", "org.freedesktop.import1.Manager"}
+	// ImportdOwn is what import1 offers beyond stock's interface (org.machined(5)).
+	ImportdOwn = Object{Importd.Service, Importd.Path, "org.machined.Import1"}
 )
 
 // IsUnsupported says that the service does not have the method, so that an

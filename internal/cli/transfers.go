@@ -50,7 +50,7 @@ type Transfers struct {
 
 // TransferVerbs are the verbs that Run knows, in the order of the help.
 var TransferVerbs = []string{"pull-tar", "pull-raw", "pull-oci", "import-tar", "import-raw", "import-fs", "export-tar",
-	"export-raw", "list-transfers", "cancel-transfer", "list-images"}
+	"export-raw", "export-oci", "list-transfers", "cancel-transfer", "list-images"}
 
 // CheckVerify reads an argument of --verify=.
 func CheckVerify(arg string, into *string) error {
@@ -110,6 +110,9 @@ func (t *Transfers) Run(ctx context.Context, verb string, args []string) error {
 		return t.pull(ctx, what, args[0], second)
 	case kind == "import":
 		return t.importFile(ctx, what, args[0], second)
+	}
+	if what == "oci" {
+		return t.exportOCI(ctx, args[0], second)
 	}
 	return t.export(ctx, what, args[0], second)
 }
@@ -222,22 +225,6 @@ func (t *Transfers) pull(ctx context.Context, what, url, local string) error {
 			}
 		}
 		return bus.Call(ctx, Importd, method, []any{url, local, verify, t.Force}, id, object)
-	})
-}
-
-func (t *Transfers) pullOCI(ctx context.Context, reference, local string) error {
-	if local == "" {
-		last := path.Base(reference)
-		last, _, _ = strings.Cut(last, "@")
-		local, _, _ = strings.Cut(last, ":")
-	}
-	if local == "-" {
-		local = ""
-	} else if err := checkImageName(local); err != nil {
-		return err
-	}
-	return t.follow(ctx, func(bus *Bus, id *uint32, object *godbus.ObjectPath) error {
-		return bus.Call(ctx, Importd, "PullOci", []any{reference, local, t.Class, t.flags(false)}, id, object)
 	})
 }
 

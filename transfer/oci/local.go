@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -307,12 +306,4 @@ func (d *dockerArchive) find(ref Reference, platform Platform) (*Image, error) {
 		})
 	}
 	return img, nil
-}
-
-// MarshalIndex writes the index.json of a layout with one image.
-func MarshalIndex(manifest v1.Descriptor, tag string) ([]byte, error) {
-	if tag != "" {
-		manifest.Annotations = map[string]string{refName: tag}
-	}
-	return json.Marshal(v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{manifest}})
 }

@@ -88,6 +88,21 @@ func (s *Server) managerInterface() *dbus.Interface {
 	return i
 }
 
+// ownInterface is what stock has not.
+func (s *Server) ownInterface() *dbus.Interface {
+	return &dbus.Interface{Name: import1.OwnInterface, Methods: []dbus.Method{{
+		Name: "ExportOCI", In: dbus.Args("s local_name", "s class", "h fd", "s format", "t flags"), Out: dbus.Args("u transfer_id", "o transfer_path"),
+		Handler: func(ctx context.Context, c *dbus.Call, _ any) ([]any, error) {
+			s.touch()
+			values, err := s.export(ctx, c, transfer.ExportOCI, c.String(1), 2, c.String(3), c.Uint64(4))
+			if err != nil {
+				return nil, named(err)
+			}
+			return values, nil
+		},
+	}}}
+}
+
 func boolFlags(force, readOnly bool) uint64 {
 	flags := uint64(0)
 	if force {
@@ -136,7 +151,7 @@ func (s *Server) run(req transfer.Request) ([]any, error) {
 }
 
 func (s *Server) launch(req transfer.Request, watch Watch) (*running, error) {
-	if req.Class == image.ClassMachine && req.Kind != transfer.ExportTar && req.Kind != transfer.ExportRaw {
+	if req.Class == image.ClassMachine && !req.Kind.Exports() {
 		// Off btrfs there is nothing to set up, and without quota images work as well.
 		if err := s.cfg.Stores[req.Class].SetupPool(); err != nil {
 			s.log.WithError(err).Warn("Pool not set up")
@@ -218,9 +233,6 @@ func (s *Server) preparePull(kind transfer.Kind, class, remote, local, verify st
 	}
 	req.Remote = remote
 	if kind == transfer.PullOCI {
-		if local == "" {
-			return req, invalid("Local image name %s is invalid", local)
-		}
 		if err := transfer.CheckReference(remote); err != nil {
 			return req, invalid("OCI reference %s is invalid", remote)
 		}

@@ -96,7 +96,7 @@ func (s *Server) Export(ctx context.Context) error {
 		return errors.New("export import1: the connection was not made by dbus.Connect")
 	}
 	s.tree.SetLog(s.log)
-	s.tree.Add(import1.ManagerPath, nil, s.managerInterface())
+	s.tree.Add(import1.ManagerPath, nil, s.managerInterface(), s.ownInterface())
 	s.tree.AddChildren(import1.TransferParent, dbus.Children{
 		Interfaces: []*dbus.Interface{s.transferInterface()},
 		Find: func(_ context.Context, _ *dbus.Call, label string) (any, error) {
