@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -53,8 +54,80 @@ var delegated = []string{
 	"cgroup.threads", "memory.oom.group", "memory.reclaim",
 }
 
-// enterCgroup divides the unit's cgroup into payload and, with --keep-unit,
-// supervisor, and puts the processes there. It returns the payload's path.
+// ownUnit is the unit's cgroup, divided for a machine that keeps it (--keep-unit).
+type ownUnit struct {
+	dir     string   // of the unit
+	payload *os.File // cgroup that the first process is born in
+	entered func() error
+}
+
+// divideUnit divides our unit's cgroup into payload and supervisor. Moving into the
+// latter takes several milliseconds, in which the kernel waits for all processors: it goes on
+// meanwhile, until enterUnit.
+func (m *machine) divideUnit() (err error) {
+	mount := cgroupMount()
+	if mount == "" || !m.opts.KeepUnit {
+		return nil
+	}
+	self, err := cgroupOf(os.Getpid())
+	if err != nil {
+		return err
+	}
+	unit := strings.TrimSuffix(self, "/supervisor")
+	own := unit == "" || unit == "/"
+	if own {
+		if unit, err = m.makeScope(mount); err != nil {
+			return err
+		}
+	}
+	u := &ownUnit{dir: filepath.Join(mount, unit)}
+	if err := m.makePayload(u.dir); err != nil {
+		return err
+	}
+	if u.payload, err = os.Open(m.cgroup); err != nil {
+		return err
+	}
+	m.unit = u
+	if own || self != unit {
+		return nil
+	}
+	supervisor := filepath.Join(u.dir, "supervisor")
+	err = os.Mkdir(supervisor, 0o755)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make cgroup %s/supervisor: %w", unit, err)
+	}
+	entered := make(chan error, 1)
+	go func() { entered <- writeFile(supervisor+"/cgroup.procs", strconv.Itoa(os.Getpid())) }()
+	u.entered = sync.OnceValue(func() error {
+		if err := <-entered; err != nil {
+			return fmt.Errorf("enter cgroup %s/supervisor: %w", unit, err)
+		}
+		return nil
+	})
+	m.undo(func() {
+		if m.failed && u.entered() == nil && writeFile(u.dir+"/cgroup.procs", strconv.Itoa(os.Getpid())) == nil {
+			_ = unix.Rmdir(supervisor)
+		}
+	})
+	return nil
+}
+
+// enterUnit waits until the processes of a unit that is kept are where they belong.
+func (m *machine) enterUnit() error {
+	u := m.unit
+	if u == nil {
+		return nil
+	}
+	if u.entered != nil {
+		if err := u.entered(); err != nil {
+			return err
+		}
+	}
+	return m.delegate(u.dir)
+}
+
+// enterCgroup puts the first process into the payload's part of the scope that it
+// is in, or of one of our own making.
 func (m *machine) enterCgroup(own bool) error {
 	mount := cgroupMount()
 	if mount == "" {
@@ -64,52 +137,55 @@ func (m *machine) enterCgroup(own bool) error {
 	if err != nil {
 		return nil // no cgroup v2 for it
 	}
-	unit = strings.TrimSuffix(unit, "/supervisor")
-	if m.opts.KeepUnit {
-		self, err := cgroupOf(os.Getpid())
-		if err != nil {
+	if own || unit == "/" {
+		if unit, err = m.makeScope(mount); err != nil {
 			return err
 		}
-		unit = strings.TrimSuffix(self, "/supervisor")
-	}
-	own = own || unit == "" || unit == "/"
-	if own {
-		// No service manager, or no unit of its own: a scope of our own making.
-		unit = filepath.Join("/machine.slice", "machine-"+m.opts.Machine+".scope")
-		dir := filepath.Join(mount, unit)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("make cgroup %s: %w", unit, err)
-		}
-		m.undo(func() { removeCgroup(dir) })
 	}
 	dir := filepath.Join(mount, unit)
-	payload := filepath.Join(dir, "payload")
-	if err := os.Mkdir(payload, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make cgroup %s/payload: %w", unit, err)
+	if err := m.makePayload(dir); err != nil {
+		return err
 	}
-	m.undo(func() { removeCgroup(payload) })
-	if m.opts.KeepUnit && !own {
-		supervisor := filepath.Join(dir, "supervisor")
-		if err := os.Mkdir(supervisor, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("make cgroup %s/supervisor: %w", unit, err)
-		}
-		if err := writeFile(supervisor+"/cgroup.procs", strconv.Itoa(os.Getpid())); err != nil {
-			return fmt.Errorf("enter cgroup %s/supervisor: %w", unit, err)
-		}
-	}
-	if err := writeFile(payload+"/cgroup.procs", strconv.Itoa(m.c.PID)); err != nil {
+	if err := writeFile(m.cgroup+"/cgroup.procs", strconv.Itoa(m.c.PID)); err != nil {
 		return fmt.Errorf("enter cgroup %s/payload: %w", unit, err)
 	}
+	return m.delegate(dir)
+}
+
+// makeScope makes a cgroup where no service manager does.
+func (m *machine) makeScope(mount string) (string, error) {
+	unit := filepath.Join("/machine.slice", "machine-"+m.opts.Machine+".scope")
+	dir := filepath.Join(mount, unit)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make cgroup %s: %w", unit, err)
+	}
+	m.undo(func() { removeCgroup(dir) })
+	return unit, nil
+}
+
+// makePayload makes the payload's cgroup below that of a unit.
+func (m *machine) makePayload(dir string) error {
+	payload := filepath.Join(dir, "payload")
+	if err := os.Mkdir(payload, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make cgroup: %w", err)
+	}
+	m.undo(func() { removeCgroup(payload) })
+	m.cgroup = payload
+	return nil
+}
+
+// delegate gives the payload's cgroup to the machine's root, with the controllers
+// of the unit, in which no process may be any more.
+func (m *machine) delegate(dir string) error {
 	if u := m.plan.Userns; u != nil && u.Base != 0 {
 		for _, name := range delegated {
-			err := os.Chown(filepath.Join(payload, name), int(u.Base), int(u.Base))
+			err := os.Chown(filepath.Join(m.cgroup, name), int(u.Base), int(u.Base))
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("delegate cgroup: %w", err)
 			}
 		}
 	}
 	enableControllers(dir)
-	m.cgroup = payload
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,7 +14,9 @@ import (
 // A directory that lives as long as one run of a machine has a lock on it for as
 // long, and a name that only this program gives. One without its lock belongs to
 // a supervisor that was killed.
-var runName = regexp.MustCompile(`^(\.#machine\.|\.#nspawn-work-|nspawn-temp-)[^/]*\+[0-9a-f]{16}$`)
+var runName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(\.#machine\.|\.#nspawn-work-|nspawn-temp-)[^/]*\+[0-9a-f]{16}$`)
+})
 
 // runDir makes such a directory in parent, and removes what killed runs have left
 // there. The lock goes with the process, the directory with m.undo.
@@ -68,7 +71,7 @@ func removeLeftovers(parent string) {
 	defer d.Close()
 	names, _ := d.Readdirnames(-1)
 	for _, name := range names {
-		if !runName.MatchString(name) {
+		if !runName().MatchString(name) {
 			continue
 		}
 		dir := filepath.Join(parent, name)

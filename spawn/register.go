@@ -22,7 +22,7 @@ func (m *machine) register(ctx context.Context) error {
 	register := o.Register && !o.Knobs.SharePID && !o.Knobs.ShareUTS
 	if o.KeepUnit {
 		// The unit's cgroup comes first: machined looks at where the leader is.
-		if err := m.enterCgroup(false); err != nil || !register {
+		if err := m.enterUnit(); err != nil || !register {
 			return err
 		}
 		return m.registered(m.bus.Register(ctx, r))

@@ -35,6 +35,8 @@ type machine struct {
 	root     string // on the host, for people and machined
 	netif    int
 	cgroup   string // payload's, on the host
+	unit     *ownUnit
+	failed   bool // there was no payload: nothing may be left
 	tempDirs []string
 
 	logMu       sync.Mutex
@@ -100,8 +102,8 @@ func (m *machine) interruptible(ctx context.Context) (_ context.Context, stop fu
 // the exit status of the whole program. Options have been validated.
 func Run(ctx context.Context, opts *Options, streams Streams, bus Registrar) (int, error) {
 	signals := make(chan os.Signal, 16)
+	// For good: the program ends with the machine, and taking this back takes time.
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT)
-	defer signal.Stop(signals)
 	// Each run of a machine takes its image anew, after a reboot too.
 	for {
 		m := &machine{opts: opts, io: streams, bus: bus, notify: newNotifier(), signals: signals}
@@ -120,7 +122,10 @@ func Run(ctx context.Context, opts *Options, streams Streams, bus Registrar) (in
 }
 
 func (m *machine) once(ctx context.Context) (result outcome, err error) {
-	defer m.cleanUp()
+	defer func() {
+		m.failed = err != nil
+		m.cleanUp()
+	}()
 	ctx, ready := m.interruptible(ctx)
 	defer func() {
 		ready()
@@ -156,23 +161,34 @@ func (m *machine) once(ctx context.Context) (result outcome, err error) {
 	if m.plan.Console.PTY && m.opts.Console == "interactive" {
 		m.say("Press ^] three times within 1s to kill container.")
 	}
-	stageIO := stage.IO{Stdin: m.io.Stdin, Stdout: m.io.Stdout, Stderr: m.io.Stderr, Inherit: m.io.Inherit, Exe: m.exe, Rooted: m.rooted}
-	if stageIO.Export, err = m.export(); err != nil {
-		return outcome{}, err
-	}
-	if m.opts.NetnsPath != "" {
-		f, err := netnsFile(m.opts.NetnsPath)
-		if err != nil {
-			return outcome{}, err
-		}
-		m.undo(func() { _ = f.Close() })
-		stageIO.NetNS = f
-	}
-	shift := func(rootfd int, base uint32) error { return uidrange.Shift(ctx, rootfd, base) }
-	if m.c, err = stage.Start(&m.plan, stageIO, shift, m.warn); err != nil {
+	if err := m.start(ctx); err != nil {
 		return outcome{}, err
 	}
 	return m.supervise(ctx, ready)
+}
+
+// start builds the tree and makes the first process.
+func (m *machine) start(ctx context.Context) (err error) {
+	o := stage.IO{Stdin: m.io.Stdin, Stdout: m.io.Stdout, Stderr: m.io.Stderr, Inherit: m.io.Inherit, Exe: m.exe, Rooted: m.rooted}
+	if o.Export, err = m.export(); err != nil {
+		return err
+	}
+	if m.opts.NetnsPath != "" {
+		if o.NetNS, err = netnsFile(m.opts.NetnsPath); err != nil {
+			return err
+		}
+		m.undo(func() { _ = o.NetNS.Close() })
+	}
+	if err := m.divideUnit(); err != nil {
+		return err
+	}
+	if m.unit != nil {
+		defer m.unit.payload.Close()
+		o.Cgroup = m.unit.payload
+	}
+	shift := func(rootfd int, base uint32) error { return uidrange.Shift(ctx, rootfd, base) }
+	m.c, err = stage.Start(&m.plan, o, shift, m.warn)
+	return err
 }
 
 // supervise leads the first process through its set-up, and waits for its end.

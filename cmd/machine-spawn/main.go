@@ -32,6 +32,7 @@ func init() {
 	// The stage belongs to the main thread, which init functions run on. And
 	// the supervisor's main goroutine keeps it, so that no other goroutine can
 	// take it into another mount namespace: /proc/self is the main thread's.
+	// It does nothing else: passing work to and from a locked thread is slow.
 	runtime.LockOSThread()
 	if stage.IsStage() {
 		stage.Main()
@@ -39,6 +40,12 @@ func init() {
 }
 
 func main() {
+	go supervise()
+	select {}
+}
+
+// supervise does what the command line says, and ends the program.
+func supervise() {
 	code, err := run(os.Args[1:])
 	if errors.Is(err, errDone) {
 		os.Exit(0)

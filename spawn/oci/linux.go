@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"machined/internal/netname"
 	"machined/spawn/settings"
@@ -197,19 +198,23 @@ func (c *Config) netDevices(n node) error {
 }
 
 // slices of systemd are named by all their parents (systemd.slice(5)).
-var sliceName = regexp.MustCompile(`^(-|[A-Za-z0-9:_.\\]+(-[A-Za-z0-9:_.\\]+)*)\.slice$`)
+var sliceName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(-|[A-Za-z0-9:_.\\]+(-[A-Za-z0-9:_.\\]+)*)\.slice$`)
+})
 
 func (c *Config) cgroupsPath(n node) error {
 	if err := n.text(&c.Slice); err != nil {
 		return err
 	}
-	if c.Slice != "" && !sliceName.MatchString(c.Slice) {
+	if c.Slice != "" && !sliceName().MatchString(c.Slice) {
 		return n.errorf("%q is not the name of a slice unit", c.Slice)
 	}
 	return nil
 }
 
-var sysctlName = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_*@:-]+)+$`)
+var sysctlName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_*@:-]+)+$`)
+})
 
 func (c *Config) sysctl(n node) error {
 	pairs, err := n.pairs()
@@ -217,7 +222,7 @@ func (c *Config) sysctl(n node) error {
 		return err
 	}
 	for _, p := range pairs {
-		if !sysctlName.MatchString(p.Key) {
+		if !sysctlName().MatchString(p.Key) {
 			return n.errorf("%q is no name of a sysctl", p.Key)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -169,8 +170,11 @@ func Parse(r io.Reader) (*Config, error) {
 }
 
 // versions are those of the specification that are understood. Minor versions
-// only add (runtime-spec, "Specification version").
-var versions = regexp.MustCompile(`^1\.[0-3]\.[0-9]+$`)
+// only add (runtime-spec, "Specification version"). Expressions are compiled when
+// there is a bundle: this package is part of each start of a machine.
+var versions = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^1\.[0-3]\.[0-9]+$`)
+})
 
 func (c *Config) top(n node) error {
 	object, ok := n.value.(map[string]any)
@@ -186,7 +190,7 @@ func (c *Config) top(n node) error {
 	if err := n.field("ociVersion", v).text(&version); err != nil {
 		return err
 	}
-	if !versions.MatchString(version) {
+	if !versions().MatchString(version) {
 		return fmt.Errorf("OCI bundle version not supported: %s (1.0.0 to 1.3.x are)", version)
 	}
 	err := n.object(table{

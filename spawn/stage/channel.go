@@ -1,13 +1,14 @@
 package stage
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"machined/internal/pack"
 )
 
 // Steps of the handshake. The supervisor's end sends the first kind, the
@@ -24,9 +25,9 @@ const (
 
 type message struct {
 	Step  string
-	Plan  *Plan  `json:",omitempty"`
-	Error string `json:",omitempty"`
-	Code  int    `json:",omitempty"`
+	Plan  *Plan
+	Error string
+	Code  int
 }
 
 // Channel is one end of the socket between the supervisor and the stage.
@@ -49,13 +50,10 @@ func (c *Channel) Send(step string, plan *Plan) error {
 }
 
 func (c *Channel) send(m message) error {
-	data, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
+	data := pack.Marshal(m)
 	frame := make([]byte, 4, 4+len(data))
 	frame[0], frame[1], frame[2], frame[3] = byte(len(data)), byte(len(data)>>8), byte(len(data)>>16), byte(len(data)>>24)
-	_, err = c.f.Write(append(frame, data...))
+	_, err := c.f.Write(append(frame, data...))
 	return err
 }
 
@@ -92,7 +90,7 @@ func (c *Channel) receive() (*message, error) {
 		return nil, err
 	}
 	var m message
-	if err := json.Unmarshal(data, &m); err != nil {
+	if err := pack.Unmarshal(data, &m); err != nil {
 		return nil, fmt.Errorf("parse stage message: %w", err)
 	}
 	if m.Step == stepError {

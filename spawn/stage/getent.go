@@ -1,10 +1,8 @@
 package stage
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machined/internal/caps"
+	"machined/internal/pack"
 )
 
 // GetentName is how this program is called when it becomes the machine's getent.
@@ -56,12 +55,9 @@ func (in *inner) getent(database, key string) (string, error) {
 		}
 		return "", errors.New("the image has no getent program")
 	}
-	spec, err := json.Marshal(getentSpec{
+	spec := pack.Marshal(getentSpec{
 		Program: program, Args: []string{"getent", database, key}, Seccomp: in.plan.Seccomp,
 	})
-	if err != nil {
-		return "", err
-	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return "", err
@@ -120,7 +116,11 @@ func killRest() {
 // getentMain becomes the machine's getent. It gives up everything first.
 func getentMain() error {
 	var spec getentSpec
-	if err := json.NewDecoder(bufio.NewReader(os.Stdin)).Decode(&spec); err != nil {
+	data, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return err
+	}
+	if err := pack.Unmarshal(data, &spec); err != nil {
 		return err
 	}
 	null, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)

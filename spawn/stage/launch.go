@@ -1,13 +1,15 @@
 package stage
 
 import (
-	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"machined/internal/pack"
 )
 
 // LaunchName is how this program is called when it is about to become process 2
@@ -22,16 +24,12 @@ type launchSpec struct {
 }
 
 func (s launchSpec) memfd() (*os.File, error) {
-	data, err := json.Marshal(s)
-	if err != nil {
-		return nil, err
-	}
 	fd, err := unix.MemfdCreate("payload", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
 	f := os.NewFile(uintptr(fd), "payload")
-	if _, err := f.WriteAt(data, 0); err != nil {
+	if _, err := f.WriteAt(pack.Marshal(s), 0); err != nil {
 		_ = f.Close()
 		return nil, err
 	}
@@ -117,8 +115,11 @@ func launchMain() int {
 		return 1
 	}
 	var spec launchSpec
-	f := os.NewFile(uintptr(first+1), "payload")
-	if err := json.NewDecoder(f).Decode(&spec); err != nil {
+	data, err := io.ReadAll(os.NewFile(uintptr(first+1), "payload"))
+	if err == nil {
+		err = pack.Unmarshal(data, &spec)
+	}
+	if err != nil {
 		return fail(err)
 	}
 	var one [1]byte

@@ -33,6 +33,8 @@ type IO struct {
 	Exe func() (*os.File, error)
 	// NetNS is joined by the machine when it is set.
 	NetNS *os.File
+	// Cgroup is where the first process is born, nil for where we are.
+	Cgroup *os.File
 	// Export is where the machine shows its sockets, nil for nowhere.
 	Export *Export
 	// Rooted is called on the thread that mounts, with the tree when it is complete.
@@ -126,10 +128,9 @@ func (c *Container) closeFiles() {
 	}
 }
 
-// Close ends the thread and closes the descriptors; the process must be reaped.
+// Close lets the thread end and closes the descriptors; the process must be reaped.
 func (c *Container) Close() {
 	close(c.exit)
-	<-c.done
 	c.closeFiles()
 }
 
@@ -398,16 +399,13 @@ func (o *outer) clone() error {
 		argv = append(argv, stageAgain)
 	}
 	pidfd := -1
-	pid, err := syscall.ForkExec(pinDir+"/proc/self/fd/"+strconv.Itoa(exeNumber),
-		argv,
-		&syscall.ProcAttr{
-			Dir:   "/",
-			Files: files,
-			Env:   []string{"GODEBUG=", "GOMAXPROCS=1", "GOGC=off"},
-			Sys: &syscall.SysProcAttr{
-				Cloneflags: flags, AmbientCaps: ambient, PidFD: &pidfd, Pdeathsig: syscall.SIGKILL,
-			},
-		})
+	sys := &syscall.SysProcAttr{Cloneflags: flags, AmbientCaps: ambient, PidFD: &pidfd, Pdeathsig: syscall.SIGKILL}
+	if cg := o.io.Cgroup; cg != nil {
+		sys.UseCgroupFD, sys.CgroupFD = true, int(cg.Fd())
+	}
+	pid, err := syscall.ForkExec(pinDir+"/proc/self/fd/"+strconv.Itoa(exeNumber), argv, &syscall.ProcAttr{
+		Dir: "/", Files: files, Env: []string{"GODEBUG=", "GOMAXPROCS=1", "GOGC=off"}, Sys: sys,
+	})
 	if err != nil {
 		return fmt.Errorf("clone first process: %w", err)
 	}

@@ -8,7 +8,7 @@
 // on one locked thread, the one that executes or clones.
 package stage
 
-// Plan is everything that the stages need to know. It crosses an exec as JSON.
+// Plan is everything that the stages need to know. It crosses an exec (package pack).
 type Plan struct {
 	Machine  string
 	Hostname string

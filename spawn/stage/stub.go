@@ -1,14 +1,16 @@
 package stage
 
 import (
-	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"machined/internal/pack"
 )
 
 // stubGrace is how long processes have to end before the stub gives up on them.
@@ -29,9 +31,9 @@ func stubMain() int {
 	unix.CloseOnExec(stubStart)
 	start := os.NewFile(stubStart, "start")
 	var about stubSpec
-	err := json.NewDecoder(start).Decode(&about)
+	data, err := io.ReadAll(start)
 	_ = start.Close()
-	if err != nil {
+	if err != nil || pack.Unmarshal(data, &about) != nil {
 		return 1
 	}
 	for _, l := range about.Limits {
@@ -80,10 +82,7 @@ type stubSpec struct {
 // handOver puts the descriptors of the stub where it looks for them. The payload
 // has its own already.
 func (in *inner) handOver(pid, release int) error {
-	data, err := json.Marshal(stubSpec{PID: pid, Limits: in.plan.Rlimits, Stop: in.plan.StopSignal})
-	if err != nil {
-		return err
-	}
+	data := pack.Marshal(stubSpec{PID: pid, Limits: in.plan.Rlimits, Stop: in.plan.StopSignal})
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return os.NewSyscallError("pipe2", err)
@@ -94,6 +93,7 @@ func (in *inner) handOver(pid, release int) error {
 	// Out of the way of each other first; the program too.
 	high := make([]int, 3)
 	for i, fd := range []int{release, p[0], in.exe} {
+		var err error
 		if high[i], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 64); err != nil {
 			return os.NewSyscallError("fcntl", err)
 		}

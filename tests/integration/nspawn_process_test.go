@@ -78,7 +78,7 @@ P
 				out: []string{`^/run/host/credentials$`, `^hello$`, "^x\ty$", `^from file$`, `-r--------.* a$`, `dr-x------.* \.$`}},
 			{name: "credentials of a user", script: `$S --pipe --user=user --no-new-privileges=yes --set-credential=a:hello sh -c 'cat $CREDENTIALS_DIRECTORY/a; ls -la $CREDENTIALS_DIRECTORY'`, out: []string{`^hello`}, stock: 257},
 			{name: "credentials in a user namespace", script: `$S --pipe -U --set-credential=a:hello sh -c 'cat $CREDENTIALS_DIRECTORY/a; echo; touch $CREDENTIALS_DIRECTORY/b; stat -c %u $CREDENTIALS_DIRECTORY'`, out: []string{`^hello`, `Read-only`, `^0$`}},
-			{name: "credentials from a socket", script: `socat -u SYSTEM:'echo via socket' UNIX-LISTEN:$W/s & until [ -S s ]; do sleep 0.01; done; $S --pipe --load-credential=s:$W/s sh -c 'cat $CREDENTIALS_DIRECTORY/s'`, out: []string{`^via socket$`}},
+			{name: "credentials from a socket", script: `socat -u SYSTEM:'echo via socket' UNIX-LISTEN:$W/s & until grep -q " 00010000 .* $W/s$" /proc/net/unix; do sleep 0.01; done; $S --pipe --load-credential=s:$W/s sh -c 'cat $CREDENTIALS_DIRECTORY/s'`, out: []string{`^via socket$`}},
 			{name: "credentials of the service", script: `mkdir creds; echo inherited >creds/mine; CREDENTIALS_DIRECTORY=$W/creds $S --pipe --load-credential=got:mine sh -c 'cat $CREDENTIALS_DIRECTORY/got'`, out: []string{`^inherited$`}},
 			{name: "credential given twice", script: `$S --set-credential=a:1 --set-credential=a:2 true`, exit: 1, out: []string{`a`}},
 			{name: "credential that is not there", script: `$S --load-credential=a:$W/none true`, exit: 1},
