@@ -44,7 +44,15 @@ ln -s ../conf s/robind@config; ln -s ../conf s/robind@var-config; ln -s ../data 
 			{"what is no entry", `mkdir s/layers; $S true; e=$?; rmdir s/layers; exit $e`, 1, []string{`"layers" in mount stack`}},
 			{"empty", `mkdir -p none; systemd-nspawn -q --mstack=none true`, 1, []string{`has no layer`}},
 			{"name", `ln -s s web.mstack; systemd-nspawn -q --pipe --mstack=web.mstack hostname; rm web.mstack`, 0, []string{`^web$`}},
-			{"with private users", `$S -U true`, 1, []string{`--mstack=.*--private-users=`}},
+			{"with private users", `mkdir s/rw; $S -U sh -c 'stat -c %u:%g / /which /shared/low /config/file; echo x >/writable/new; echo x >/mine; rm /shared/low; chown 5:6 /shared'
+stat -c %u:%g s/rw/data/mine data/new; stat -c %u:%g s/rw/data/shared; $S -U ls /shared; ls /var/lib/machines/low/shared; rm -r s/rw data/new`, 0,
+				[]string{`\A(0:0\n){6}5:6\nl1\nlow\n\z`}},
+			{"with private users, read-only", `$S -U sh -c 'stat -c %u:%g / /which /tmp; touch /x || awk "\$5==\"/\"{print \$4, \$9}" /proc/self/mountinfo'`, 0, []string{`^0:0\n0:0\n0:0$`}},
+			{"with private users, owned by them", `$S -U --private-users-ownership=chown true`, 1, []string{`--mstack=.*--private-users-ownership=chown`}},
+			{"many layers", `mkdir -p many; for i in $(seq 60); do mkdir many/layer@$i; echo $i >many/layer@$i/file; echo $i >many/layer@$i/f$i; done
+ln -s /var/lib/machines/low many/layer@0; systemd-nspawn -q --pipe -U --mstack=many sh -c 'cat /file; ls /f* | wc -l'; rm -r many`, 0, []string{`^60\n61$`}},
+			{"a program alone", `mkdir -p alone/layer@0; cp -aL /var/lib/machines/low/usr/bin/busybox alone/layer@0/; systemd-nspawn -q --pipe -U --mstack=alone --user=1234:77 /busybox id; rm -r alone`, 0,
+				[]string{`^uid=1234 gid=77`}},
 			{"with a directory", `$S -D / true`, 1, []string{`--mstack=.*--directory=`}},
 		} {
 			t.Run(c.name, func(t *testing.T) {
