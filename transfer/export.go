@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"machined/image"
+	"machined/internal/btrfs"
 	"machined/internal/pathlock"
 
 	"golang.org/x/sys/unix"
@@ -31,25 +32,11 @@ func (e *engine) export(ctx context.Context) error {
 	case e.Kind == ExportOCI || tree != (e.Kind == ExportTar):
 		return fmt.Errorf("%w: image %q is of type %s", ErrInvalid, e.Local, img.Type)
 	}
-	locks := pathlock.Default
-	if e.LockDir != "" {
-		locks.Dir = e.LockDir
-	}
-	if real, err := filepath.EvalSymlinks(img.Path); err == nil {
-		lock, err := locks.Image(real, false)
-		if errors.Is(err, pathlock.ErrBusy) {
-			return fmt.Errorf("image %q: %w", e.Local, image.ErrBusy)
-		}
-		if err != nil {
-			return err
-		}
-		defer lock.Close()
-	}
-	src, err := os.Open(img.Path)
+	src, release, err := e.open(img)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = src.Close() }()
+	defer release()
 
 	what := e.Remote
 	if what == "" {
@@ -101,6 +88,73 @@ func (e *engine) export(ctx context.Context) error {
 	e.Progress(1)
 	e.logf(Info, "Operation completed successfully.")
 	return nil
+}
+
+// open opens an image to be read as it is now: under a lock that keeps others from
+// changing it or, where a machine runs on it, as a snapshot, if the file system
+// makes any. Without one a running machine's image is read while it changes, as by
+// cp(1) or tar(1). release undoes all of that.
+func (e *engine) open(img image.Image) (src *os.File, release func(), err error) {
+	path := img.Path
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	if src, err = os.Open(path); err != nil {
+		return nil, nil, err
+	}
+	locks := pathlock.Default
+	if e.LockDir != "" {
+		locks.Dir = e.LockDir
+	}
+	lock, err := locks.Image(path, false)
+	switch {
+	case err == nil:
+		return src, func() { _ = src.Close(); lock.Close() }, nil
+	case !errors.Is(err, pathlock.ErrBusy):
+		_ = src.Close()
+		return nil, nil, err
+	}
+	if snapshot, remove := snapshotOf(src, path, img.Type); snapshot != nil {
+		_ = src.Close()
+		e.logf(Notice, "Image '%s' is in use, exporting a snapshot of it.", e.Local)
+		return snapshot, func() { _ = snapshot.Close(); remove() }, nil
+	}
+	e.logf(Notice, "Image '%s' is in use, what changes meanwhile is exported in part.", e.Local)
+	return src, func() { _ = src.Close() }, nil
+}
+
+// snapshotOf makes a short-lived snapshot of a subvolume or a disk image beside
+// it; nil where the file system cannot.
+func snapshotOf(src *os.File, path string, kind image.Type) (snapshot *os.File, remove func()) {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, nil
+	}
+	defer func() { _ = dir.Close() }()
+	switch kind {
+	case image.TypeSubvolume:
+		name := image.TempName(filepath.Base(path))
+		if btrfs.SnapshotTree(src, dir, name, true) != nil {
+			return nil, nil
+		}
+		temp := filepath.Join(filepath.Dir(path), name)
+		remove = func() { _ = image.RemoveTree(temp) }
+		if snapshot, err = os.Open(temp); err == nil && image.HoldTemp(snapshot) == nil {
+			return snapshot, remove
+		}
+		remove()
+	case image.TypeRaw:
+		fd, err := unix.Openat(int(dir.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return nil, nil
+		}
+		snapshot = os.NewFile(uintptr(fd), path)
+		if unix.IoctlFileClone(fd, int(src.Fd())) == nil {
+			return snapshot, func() {}
+		}
+		_ = snapshot.Close()
+	}
+	return nil, nil
 }
 
 func (e *engine) exportRaw(ctx context.Context, src *os.File, out io.Writer, format Format) error {

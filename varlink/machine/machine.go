@@ -24,6 +24,7 @@ import (
 	"machined/registry"
 	"machined/varlink"
 	"machined/varlink/resolve"
+	"machined/varlink/service"
 	"machined/varlink/userdb"
 )
 
@@ -122,7 +123,7 @@ func New(cfg Config) *Services {
 	}
 	s.ids = s.names.IDs
 	s.hook = resolve.New(cfg.Registry, s.names)
-	interfaces := []varlink.Interface{s.machineInterface(), s.serviceInterface()}
+	interfaces := []varlink.Interface{s.machineInterface(), service.Interface(service.Config{Log: s.log, OwnUID: s.cfg.OwnUID})}
 	if cfg.Images != nil {
 		interfaces = append(interfaces, s.imageInterface())
 	}

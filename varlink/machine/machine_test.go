@@ -17,6 +17,7 @@ import (
 	"machined/polkit"
 	"machined/registry"
 	"machined/varlink"
+	"machined/varlink/service"
 )
 
 // fakeRegistry holds one container of user 1000, whose leader is this process,
@@ -260,7 +261,7 @@ func TestAuthorize(t *testing.T) {
 
 func TestDescriptionsNameAllMethods(t *testing.T) {
 	s := New(Config{Registry: &fakeRegistry{}, Log: logrus.New()})
-	for _, iface := range []varlink.Interface{s.machineInterface(), s.imageInterface(), s.serviceInterface()} {
+	for _, iface := range []varlink.Interface{s.machineInterface(), s.imageInterface(), service.Interface(service.Config{Log: s.log, OwnUID: s.cfg.OwnUID})} {
 		if !strings.Contains(iface.Description, "interface "+iface.Name+"\n") {
 			t.Errorf("description of %s lacks its name", iface.Name)
 		}

@@ -88,10 +88,3 @@ error TransferFailed()
 # No transfer runs.
 error NoTransfers()
 `
-
-const serviceIDL = `# What all services of systemd offer.
-interface io.systemd.service
-
-# Does nothing, but shows that the service answers.
-method Ping()
-`

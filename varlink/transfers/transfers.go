@@ -13,6 +13,7 @@ import (
 	"machined/internal/sys"
 	"machined/polkit"
 	"machined/varlink"
+	"machined/varlink/service"
 )
 
 // Socket and registry link of the interface, below the run-time directory.
@@ -100,9 +101,7 @@ func (s *Service) Server(version string) *varlink.Server {
 				"ListTransfers": {Handler: s.list, NeedsMore: true},
 				"Pull":          {Handler: s.pull},
 			}},
-			{Name: "io.systemd.service", Description: serviceIDL, Methods: map[string]varlink.Method{
-				"Ping": {Handler: func(_ context.Context, call *varlink.Call) (any, error) { return nil, call.Params.Done() }},
-			}},
+			service.Interface(service.Config{Log: s.Log, OwnUID: s.OwnUID}),
 		},
 	})
 }

@@ -18,6 +18,7 @@ import (
 
 	"machined/dbus"
 	"machined/dbus/import1"
+	"machined/dbus/logcontrol"
 	"machined/image"
 	"machined/polkit"
 	"machined/transfer"
@@ -97,6 +98,9 @@ func (s *Server) Export(ctx context.Context) error {
 	}
 	s.tree.SetLog(s.log)
 	s.tree.Add(import1.ManagerPath, nil, s.managerInterface(), s.ownInterface())
+	s.tree.Add(logcontrol.Path, nil, logcontrol.Interface(logcontrol.Config{
+		Log: s.log, Identifier: "systemd-importd", OwnUID: uint32(os.Geteuid()),
+	}))
 	s.tree.AddChildren(import1.TransferParent, dbus.Children{
 		Interfaces: []*dbus.Interface{s.transferInterface()},
 		Find: func(_ context.Context, _ *dbus.Call, label string) (any, error) {
@@ -227,7 +231,7 @@ func (s *Server) start(req transfer.Request, watch Watch) (*running, error) {
 	ready := make(chan struct{}) // no line of the worker overtakes TransferNew
 	t.req.Log = func(priority int, line string) {
 		<-ready
-		s.log.WithField("transfer", t.id).Info(line)
+		logLine(s.log.WithField("transfer", t.id), priority, line)
 		s.emit(path, import1.TransferInterface, "LogMessage", uint32(priority), line)
 		if watch.Log != nil {
 			watch.Log(priority, line)
@@ -256,6 +260,20 @@ func (s *Server) start(req transfer.Request, watch Watch) (*running, error) {
 	close(ready)
 	s.workers.Go(func() { s.finish(t, worker.Wait()) })
 	return t, nil
+}
+
+// logLine writes a worker's line with its priority of syslog(3).
+func logLine(log logrus.FieldLogger, priority int, line string) {
+	switch {
+	case priority <= transfer.Err:
+		log.Error(line)
+	case priority == transfer.Warning:
+		log.Warn(line)
+	case priority == transfer.Debug:
+		log.Debug(line)
+	default:
+		log.Info(line)
+	}
 }
 
 // finish takes a transfer that is over out of the table and tells everybody.

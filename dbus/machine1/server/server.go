@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machined/dbus"
+	"machined/dbus/logcontrol"
 	"machined/dbus/machine1"
 	"machined/internal/mapped"
 	"machined/internal/netaddr"
@@ -125,7 +126,7 @@ func (s *Server) Export(ctx context.Context) error {
 			List:       s.imageLabels,
 		})
 	}
-	s.tree.Add("/org/freedesktop/LogControl1", nil, s.logControlInterface())
+	s.tree.Add(logcontrol.Path, nil, logcontrol.Interface(logcontrol.Config{Log: s.log, Identifier: "systemd-machined", OwnUID: s.ownUID}))
 	return s.tree.Watch(ctx)
 }
 

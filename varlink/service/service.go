@@ -1,4 +1,7 @@
-package machine
+// Package service serves the varlink interface io.systemd.service, which all
+// services of systemd offer beside their own: whether the service answers, how
+// much it logs, and its environment.
+package service
 
 import (
 	"context"
@@ -15,10 +18,27 @@ var levels = [...]logrus.Level{
 	logrus.WarnLevel, logrus.InfoLevel, logrus.InfoLevel, logrus.DebugLevel,
 }
 
-func (s *Services) serviceInterface() varlink.Interface {
+// Config says whose service it is.
+type Config struct {
+	Log    logrus.FieldLogger // its level changes by SetLogLevel
+	OwnUID uint32             // may do what root may
+}
+
+// Interface makes the interface.
+func Interface(cfg Config) varlink.Interface {
+	privileged := func(call *varlink.Call) error {
+		if err := call.Params.Done(); err != nil {
+			return err
+		}
+		if call.Peer.UID != 0 && call.Peer.UID != cfg.OwnUID {
+			return varlink.NewError(varlink.ErrorPermissionDenied)
+		}
+		return nil
+	}
+	method := func(h varlink.Handler) varlink.Method { return varlink.Method{Handler: h} }
 	return varlink.Interface{
 		Name:        "io.systemd.service",
-		Description: serviceIDL,
+		Description: description,
 		Methods: map[string]varlink.Method{
 			"Ping": method(func(_ context.Context, call *varlink.Call) (any, error) {
 				return nil, call.Params.Done()
@@ -29,23 +49,17 @@ func (s *Services) serviceInterface() varlink.Interface {
 				if level != nil && (*level < 0 || *level >= int64(len(levels))) {
 					call.Params.Invalid("level")
 				}
-				if err := call.Params.Done(); err != nil {
+				if err := privileged(call); err != nil {
 					return nil, err
 				}
-				if !s.privileged(call) {
-					return nil, varlink.NewError(varlink.ErrorPermissionDenied)
-				}
-				if logger := loggerOf(s.log); logger != nil {
+				if logger := loggerOf(cfg.Log); logger != nil {
 					logger.SetLevel(levels[*level])
 				}
 				return nil, nil
 			}),
 			"GetEnvironment": method(func(_ context.Context, call *varlink.Call) (any, error) {
-				if err := call.Params.Done(); err != nil {
+				if err := privileged(call); err != nil {
 					return nil, err
-				}
-				if !s.privileged(call) {
-					return nil, varlink.NewError(varlink.ErrorPermissionDenied)
 				}
 				return map[string][]string{"environment": os.Environ()}, nil
 			}),
@@ -63,7 +77,7 @@ func loggerOf(log logrus.FieldLogger) *logrus.Logger {
 	return nil
 }
 
-const serviceIDL = `# What all services of systemd offer.
+const description = `# What all services of systemd offer.
 interface io.systemd.service
 
 # Does nothing, but shows that the service answers.
@@ -78,7 +92,4 @@ method SetLogLevel(
 method GetEnvironment() -> (
 	environment: ?[]string
 )
-
-# The environment can't be shown.
-error InconsistentEnvironment()
 `
