@@ -34,6 +34,10 @@ files() {
 	lib=$PREFIX/lib/systemd
 	echo "755 $bin/machined $lib/systemd-machined"
 	echo "755 $bin/machine-importd $lib/systemd-importd"
+	for tool in pull import import-fs export; do
+		echo "link systemd-importd $lib/systemd-$tool"
+	done
+	echo "link ../systemd-importd $lib/system-generators/systemd-import-generator"
 	echo "755 $bin/machine-spawn $PREFIX/bin/systemd-nspawn"
 	echo "link systemd-nspawn $PREFIX/bin/machine-spawn"
 	echo "755 $bin/machinectl $PREFIX/bin/machinectl"
@@ -49,6 +53,8 @@ files() {
 		[ ! -e "$top/units/systemd/$wanted" ] ||
 			echo "link ../$wanted $lib/system/sockets.target.wants/$wanted"
 	done
+	[ ! -e "$top/units/systemd/imports.target" ] ||
+		echo "link ../imports.target $lib/system/sysinit.target.wants/imports.target"
 	for wanted in remote-fs.target machines.target; do
 		[ ! -e "$top/units/systemd/var-lib-machines.mount" ] ||
 			echo "link ../var-lib-machines.mount $lib/system/$wanted.wants/var-lib-machines.mount"

@@ -46,7 +46,7 @@ func (e *engine) begin(tree bool) (*building, error) {
 			return nil, err
 		}
 		defer func() { _ = root.Close() }()
-		if err := image.MakeTree(root, b.name); err != nil {
+		if err := e.makeTree(root, b.name); err != nil {
 			return nil, err
 		}
 		if b.f, err = os.Open(b.path); err != nil {
@@ -96,17 +96,11 @@ func (e *engine) flush(b *building) error {
 // finish gives a complete image, which flush has written, its name at path and
 // its read-only mark.
 func (e *engine) finish(b *building, path string, readOnly bool) error {
-	subvolume := b.tree && btrfs.IsSubvolume(b.f)
-	if readOnly {
-		switch {
-		case subvolume:
-			if err := btrfs.SetReadOnly(b.f, true); err != nil {
-				return err
-			}
-		case !b.tree:
-			if err := b.f.Chmod(0o444); err != nil {
-				return err
-			}
+	// An immutable directory cannot be renamed, so its mark comes last.
+	last := b.tree && !btrfs.IsSubvolume(b.f)
+	if readOnly && !last {
+		if err := markReadOnly(b); err != nil {
+			return err
 		}
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, b.path, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
@@ -117,11 +111,9 @@ func (e *engine) finish(b *building, path string, readOnly bool) error {
 		return &os.LinkError{Op: "rename", Old: b.path, New: path, Err: err}
 	}
 	b.path = ""
-	if readOnly && b.tree && !subvolume {
-		// An immutable directory cannot be renamed, so this comes last.
-		flags, err := unix.IoctlGetInt(int(b.f.Fd()), unix.FS_IOC_GETFLAGS)
-		if err == nil {
-			_ = unix.IoctlSetPointerInt(int(b.f.Fd()), unix.FS_IOC_SETFLAGS, flags|0x10) // FS_IMMUTABLE_FL
+	if readOnly && last {
+		if err := markReadOnly(b); err != nil {
+			return err
 		}
 	}
 	dir, err := os.Open(filepath.Dir(path))
@@ -130,6 +122,32 @@ func (e *engine) finish(b *building, path string, readOnly bool) error {
 	}
 	defer func() { _ = dir.Close() }()
 	return dir.Sync()
+}
+
+// makeTree makes an empty directory, a subvolume where that is possible and wanted.
+func (e *engine) makeTree(dir *os.File, name string) error {
+	if !e.PlainDirectory {
+		return image.MakeTree(dir, name)
+	}
+	if err := unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil {
+		return &os.PathError{Op: "mkdir", Path: name, Err: err}
+	}
+	return nil
+}
+
+// markReadOnly gives an image the mark of its type. A file system without
+// immutable files leaves a directory as it is.
+func markReadOnly(b *building) error {
+	switch {
+	case !b.tree:
+		return b.f.Chmod(0o444)
+	case btrfs.IsSubvolume(b.f):
+		return btrfs.SetReadOnly(b.f, true)
+	}
+	if flags, err := unix.IoctlGetInt(int(b.f.Fd()), unix.FS_IOC_GETFLAGS); err == nil {
+		_ = unix.IoctlSetPointerInt(int(b.f.Fd()), unix.FS_IOC_SETFLAGS, flags|0x10) // FS_IMMUTABLE_FL
+	}
+	return nil
 }
 
 // target is where the image goes that the transfer makes.
@@ -237,3 +255,26 @@ type sourceError struct{ err error }
 
 func (s *sourceError) Error() string { return s.err.Error() }
 func (s *sourceError) Unwrap() error { return s.err }
+
+// writeWhole writes a small file so that it is seen whole or not at all.
+func writeWhole(path string, data []byte) error {
+	temp := filepath.Join(filepath.Dir(path), image.TempName(filepath.Base(path)))
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err != nil {
+		_ = os.Remove(temp)
+	}
+	return err
+}

@@ -17,10 +17,10 @@ import (
 
 // export writes an image to a file, as an archive or a disk image.
 func (e *engine) export(ctx context.Context) error {
-	if e.File == nil || e.Local == "" {
+	if e.File == nil || e.Local == "" && e.Source == "" {
 		return fmt.Errorf("%w: an export needs a name and a file", ErrInvalid)
 	}
-	img, err := e.store.Get(ctx, e.Local)
+	img, err := e.exported(ctx)
 	if err != nil {
 		return err
 	}
@@ -88,6 +88,29 @@ func (e *engine) export(ctx context.Context) error {
 	e.Progress(1)
 	e.logf(Info, "Operation completed successfully.")
 	return nil
+}
+
+// exported finds what is exported: an image, or what lies at a path.
+func (e *engine) exported(ctx context.Context) (image.Image, error) {
+	if e.Source == "" {
+		return e.store.Get(ctx, e.Local)
+	}
+	e.Local = filepath.Base(e.Source)
+	img := image.Image{Name: e.Local, Path: e.Source, Type: image.TypeRaw, Usage: image.Unknown}
+	st, err := os.Stat(e.Source)
+	if err != nil {
+		return img, err
+	}
+	if st.IsDir() {
+		img.Type = image.TypeDirectory
+		if f, err := os.Open(e.Source); err == nil {
+			if btrfs.IsSubvolume(f) {
+				img.Type = image.TypeSubvolume
+			}
+			_ = f.Close()
+		}
+	}
+	return img, nil
 }
 
 // open opens an image to be read as it is now: under a lock that keeps others from

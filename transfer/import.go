@@ -36,10 +36,8 @@ func (e *engine) importFile(ctx context.Context) error {
 	switch e.Kind {
 	case ImportFS:
 		err = treecopy.Copy(ctx, e.File, b.f, treecopy.Options{SameMount: true})
-	case ImportTar:
-		err = e.unpackStream(ctx, e.source(), b)
 	default:
-		err = e.unpackRaw(ctx, e.source(), b)
+		err = e.fill(ctx, e.source(), b)
 	}
 	if err != nil {
 		return fmt.Errorf("import %q: %w", what, err)
@@ -103,7 +101,7 @@ func (e *engine) unpackRaw(ctx context.Context, r io.Reader, b *building) error 
 		return streamError(err)
 	}
 	defer func() { _ = in.Close() }()
-	w := &sparseWriter{f: b.f}
+	w := e.sink(b)
 	buf := make([]byte, 1<<20)
 	for {
 		if err := ctx.Err(); err != nil {
@@ -125,10 +123,13 @@ func (e *engine) unpackRaw(ctx context.Context, r io.Reader, b *building) error 
 	if err := w.finish(); err != nil {
 		return err
 	}
-	if w.off == 0 {
+	if e.Direct != nil {
+		return nil // a checksum file or a partition, as it is
+	}
+	if w.written() == 0 {
 		return fmt.Errorf("%w: it holds nothing", ErrArchive)
 	}
-	if !isQcow2(b.f) {
+	if e.KeepQcow2 || !isQcow2(b.f) {
 		return nil
 	}
 	return e.convert(ctx, b)

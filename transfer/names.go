@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/url"
 	"os"
@@ -58,8 +59,14 @@ func downloadName(root, prefix, rawURL, etag, suffix string) string {
 	if len(root)+1+len(name)+len(suffix) < downloadMax {
 		return name
 	}
-	key := [2]uint64{0x2d4eb8cf9b9b49c1, 0x8a2ce5b1a8d0f4e6}
-	return prefix + fmt.Sprintf("%016x", siphash.Hash(key[0], key[1], []byte(rawURL+"\x00"+etag)))
+	return prefix + hashName(rawURL) + tail
+}
+
+// hashName stands for a URL that is too long for a file name. The key is the one
+// of systemd, so that its downloads are ours.
+func hashName(rawURL string) string {
+	key := []byte{0xdf, 0x89, 0x16, 0x87, 0x01, 0xcc, 0x42, 0x30, 0x98, 0xab, 0x4a, 0x19, 0xa6, 0xa5, 0x63, 0x4f}
+	return fmt.Sprintf("%x", siphash.Hash(binary.LittleEndian.Uint64(key), binary.LittleEndian.Uint64(key[8:]), []byte(rawURL)))
 }
 
 // knownETags lists the ETags of the downloads of a URL that are there already.
@@ -68,10 +75,13 @@ func knownETags(root, prefix, rawURL, suffix string) []string {
 	if err != nil {
 		return nil
 	}
-	start := prefix + escapeName(rawURL) + "."
+	starts := []string{prefix + escapeName(rawURL) + ".", prefix + hashName(rawURL) + "."}
 	var list []string
 	for _, entry := range entries {
-		rest, ok := strings.CutPrefix(entry.Name(), start)
+		rest, ok := strings.CutPrefix(entry.Name(), starts[0])
+		if !ok {
+			rest, ok = strings.CutPrefix(entry.Name(), starts[1])
+		}
 		if !ok {
 			continue
 		}
@@ -116,6 +126,39 @@ func lastPart(rawURL string) (string, error) {
 		return "", fmt.Errorf("%w: URL %q names no file", ErrInvalid, rawURL)
 	}
 	return name, nil
+}
+
+// NameOf is the name of the image that a URL makes when nobody says another.
+func NameOf(rawURL string, kind Kind) (string, error) {
+	name, err := lastPart(rawURL)
+	if err != nil {
+		return "", err
+	}
+	return NameOfFile(name, kind), nil
+}
+
+// NameOfFile is NameOf for a file.
+func NameOfFile(name string, kind Kind) string {
+	switch kind {
+	case PullTar, ImportTar:
+		return stem(name, true)
+	case PullRaw, ImportRaw:
+		name = stem(name, false)
+		for _, suffix := range []string{".sysext", ".confext"} {
+			name = strings.TrimSuffix(name, suffix)
+		}
+	}
+	return name
+}
+
+// FormatOfName is the compression that a file's name asks for.
+func FormatOfName(name string) string {
+	for suffix, format := range map[string]Format{".xz": XZ, ".gz": Gzip, ".tgz": Gzip, ".bz2": Bzip2, ".zst": Zstd} {
+		if strings.HasSuffix(name, suffix) {
+			return string(format)
+		}
+	}
+	return string(Uncompressed)
 }
 
 // stem is a file name without the suffixes of its format.

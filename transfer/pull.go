@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"machined/image"
@@ -22,12 +23,6 @@ import (
 const verifiedXattr = "user.machined.verified"
 
 var verifyRank = map[Verify]int{VerifyNo: 0, VerifyChecksum: 1, VerifySignature: 2}
-
-// sideFile is a file that belongs to an image and lies beside it on the server.
-type sideFile struct {
-	suffix string
-	data   []byte
-}
 
 // pull downloads an image, verifies it and gives it its name.
 func (e *engine) pull(ctx context.Context) error {
@@ -60,6 +55,7 @@ func (e *engine) pull(ctx context.Context) error {
 		return err
 	}
 	sides, err := e.fetchSides(ctx, c, stem(name, tree), tree, sums)
+	defer sides.drop()
 	if err != nil {
 		return err
 	}
@@ -107,6 +103,9 @@ func (e *engine) pull(ctx context.Context) error {
 		if err := e.finish(b, hidden, true); err != nil {
 			return err
 		}
+		if err := e.keepSides(ctx, sides, strings.TrimSuffix(hidden, suffix)); err != nil {
+			return err
+		}
 		return e.fromDownload(ctx, hidden, tree, sides)
 	}
 	return e.publish(ctx, b, tree, sides)
@@ -131,12 +130,7 @@ func (e *engine) receive(ctx context.Context, d *download, b *building, name str
 		left := time.Duration(float64(d.size-n) / rate * float64(time.Second))
 		e.logf(Info, "Got %d%% of %s. %s left at %s/s.", percent, d.url, spanText(left), bytesText(int64(rate)))
 	}}
-	var err error
-	if b.tree {
-		err = e.unpackStream(ctx, in, b)
-	} else {
-		err = e.unpackRaw(ctx, in, b)
-	}
+	err := e.fill(ctx, in, b)
 	if err == nil {
 		// What follows the compressed stream belongs to the checksum too.
 		_, err = io.Copy(io.Discard, in)
@@ -159,67 +153,6 @@ func (e *engine) receive(ctx context.Context, d *download, b *building, name str
 	return nil
 }
 
-// fetchSides fetches the files beside an image that are there. One that cannot
-// be verified, when that is asked for, is left out.
-func (e *engine) fetchSides(ctx context.Context, c *client, base string, tree bool, sums checksums) ([]sideFile, error) {
-	kinds := []struct{ suffix, title string }{{".nspawn", "Settings file"}}
-	if !tree {
-		kinds = append(kinds, struct{ suffix, title string }{".roothash", "Root hash file"},
-			struct{ suffix, title string }{".roothash.p7s", "Root hash signature file"})
-	}
-	var sides []sideFile
-	for _, kind := range kinds {
-		file := base + kind.suffix
-		u, err := beside(e.Remote, file)
-		if err != nil {
-			return nil, err
-		}
-		data, err := e.fetchSmall(ctx, c, u)
-		if notFound(err) {
-			var status *statusError
-			if errors.As(err, &status) {
-				e.logf(Info, "%s", status.Error())
-			}
-			e.logf(Info, "%s could not be retrieved, proceeding without.", kind.title)
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if sums != nil {
-			sum := sha256.Sum256(data)
-			own, ownErr := e.ownChecksum(ctx, c, file)
-			if err := sums.check(file, sum); err != nil && (ownErr != nil || own.check(file, sum) != nil) {
-				if _, listed := sums[file]; listed {
-					return nil, err
-				}
-				e.logf(Warning, "%s is not verified by a checksum, proceeding without.", kind.title)
-				continue
-			}
-		}
-		sides = append(sides, sideFile{suffix: kind.suffix, data: data})
-	}
-	return sides, nil
-}
-
-// ownChecksum fetches FILE.sha256 of a side file, with its signature.
-func (e *engine) ownChecksum(ctx context.Context, c *client, file string) (checksums, error) {
-	u, err := beside(e.Remote, file+".sha256")
-	if err != nil {
-		return nil, err
-	}
-	data, err := e.fetchSmall(ctx, c, u)
-	if err != nil {
-		return nil, err
-	}
-	if e.Verify == VerifySignature {
-		if err := e.fetchSignature(ctx, c, file+".sha256", data); err != nil {
-			return nil, err
-		}
-	}
-	return parseChecksums(data)
-}
-
 // verifiedEnough says whether a hidden download was verified as is asked for now.
 func (e *engine) verifiedEnough(path string) bool {
 	value := make([]byte, 32)
@@ -232,7 +165,7 @@ func (e *engine) verifiedEnough(path string) bool {
 }
 
 // fromDownload makes the local image out of a hidden download.
-func (e *engine) fromDownload(ctx context.Context, hidden string, tree bool, sides []sideFile) error {
+func (e *engine) fromDownload(ctx context.Context, hidden string, tree bool, sides sideFiles) error {
 	if e.Local == "" {
 		e.Progress(1)
 		e.logf(Info, "Operation completed successfully.")
@@ -299,48 +232,23 @@ func (e *engine) copyOf(ctx context.Context, src *os.File, tree bool) (*building
 }
 
 // publish gives what was pulled its local name, and writes the files beside it.
-func (e *engine) publish(ctx context.Context, b *building, tree bool, sides []sideFile) error {
+func (e *engine) publish(ctx context.Context, b *building, tree bool, sides sideFiles) error {
 	if err := e.flush(b); err != nil {
 		return err
 	}
 	if err := e.makeWay(ctx); err != nil {
 		return err
 	}
-	for _, side := range sides {
-		path := filepath.Join(e.ImageRoot, e.Local+side.suffix)
-		if err := writeWhole(path, side.data); err != nil {
-			return err
-		}
-		e.logf(Info, "Created new file %s.", path)
+	undo, err := e.placeSides(ctx, sides)
+	if err == nil {
+		err = e.finish(b, e.target(tree), e.ReadOnly)
 	}
-	if err := e.finish(b, e.target(tree), e.ReadOnly); err != nil {
+	if err != nil {
+		undo()
 		return err
 	}
 	e.logf(Info, "Created new local image '%s'.", e.Local)
 	e.Progress(1)
 	e.logf(Info, "Operation completed successfully.")
 	return nil
-}
-
-// writeWhole writes a small file so that it is seen whole or not at all.
-func writeWhole(path string, data []byte) error {
-	temp := filepath.Join(filepath.Dir(path), image.TempName(filepath.Base(path)))
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(temp, path)
-	}
-	if err != nil {
-		_ = os.Remove(temp)
-	}
-	return err
 }

@@ -50,3 +50,5 @@ func (w *sparseWriter) finish() error {
 	}
 	return w.f.Truncate(w.off)
 }
+
+func (w *sparseWriter) written() int64 { return w.off }

@@ -107,6 +107,20 @@ type Request struct {
 	OCI          *OCITarget `json:"-"`
 	RegistryDirs []string
 
+	// Direct makes no image of what comes.
+	Direct *Direct
+	// Checksum is the SHA256 of what is pulled, which then needs no checksum file
+	// and has no files beside it. It goes before Verify.
+	Checksum []byte
+	// NoSide lists the suffixes of files beside a pulled image that are not wanted.
+	NoSide []string
+	// PlainDirectory makes no subvolume of a tree.
+	PlainDirectory bool
+	// KeepQcow2 leaves a qcow2 file as it is.
+	KeepQcow2 bool
+	// Source is what is exported, a path, in the place of the image Local.
+	Source string
+
 	// File is what is read or written; the directory for import-fs. It stays the caller's.
 	File *os.File `json:"-"`
 	// Progress is told how much is done, 0.0 to 1.0. Log gets lines for people.
@@ -167,6 +181,9 @@ func Run(ctx context.Context, req Request) error {
 		if err := image.CheckName(req.Local); err != nil {
 			return err
 		}
+	}
+	if req.Direct != nil {
+		return e.direct(ctx)
 	}
 	switch req.Kind {
 	case ImportTar, ImportRaw, ImportFS:

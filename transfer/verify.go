@@ -28,24 +28,31 @@ func defaultKeyrings() []string {
 // checksums is what a checksum file says: SHA256 by file name.
 type checksums map[string][sha256.Size]byte
 
-// parseChecksums reads the output of sha256sum(1). A line that breaks its format
-// is an error, so that nothing is passed over that was meant.
+// parseChecksums reads the output of sha256sum(1). Lines of another format, as
+// those of other sums, are left out; a file that has no others is an error.
 func parseChecksums(data []byte) (checksums, error) {
 	sums := checksums{}
+	malformed := 0
 	lines := bufio.NewScanner(bytes.NewReader(data))
 	for n := 1; lines.Scan(); n++ {
 		line := strings.TrimSuffix(lines.Text(), "\r")
 		if line == "" || line[0] == '#' {
 			continue
 		}
-		if len(line) < 2*sha256.Size+3 || line[2*sha256.Size] != ' ' || (line[2*sha256.Size+1] != ' ' && line[2*sha256.Size+1] != '*') {
-			return nil, fmt.Errorf("%w: line %d of the checksum file is malformed", ErrVerification, n)
-		}
 		var sum [sha256.Size]byte
-		if _, err := hex.Decode(sum[:], []byte(line[:2*sha256.Size])); err != nil {
-			return nil, fmt.Errorf("%w: line %d of the checksum file is malformed", ErrVerification, n)
+		if len(line) < 2*sha256.Size+2 || line[2*sha256.Size] != ' ' {
+			malformed = n
+			continue
 		}
-		name := strings.TrimPrefix(line[2*sha256.Size+2:], "./")
+		if _, err := hex.Decode(sum[:], []byte(line[:2*sha256.Size])); err != nil {
+			malformed = n
+			continue
+		}
+		name := line[2*sha256.Size+1:]
+		if name[0] == ' ' || name[0] == '*' { // one space only on linuxcontainers.org
+			name = name[1:]
+		}
+		name = strings.TrimPrefix(name, "./")
 		if old, ok := sums[name]; ok && old != sum {
 			return nil, fmt.Errorf("%w: the checksum file has two sums for %q", ErrVerification, name)
 		}
@@ -53,6 +60,9 @@ func parseChecksums(data []byte) (checksums, error) {
 	}
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("%w: checksum file: %w", ErrVerification, err)
+	}
+	if len(sums) == 0 && malformed > 0 {
+		return nil, fmt.Errorf("%w: line %d of the checksum file is malformed", ErrVerification, malformed)
 	}
 	return sums, nil
 }
@@ -72,6 +82,9 @@ func (c checksums) check(name string, sum [sha256.Size]byte) error {
 // fetchChecksums fetches the checksum file for a URL and, where that is asked
 // for, checks its signature. It returns nil when nothing is to be verified.
 func (e *engine) fetchChecksums(ctx context.Context, c *client, name string) (checksums, error) {
+	if e.Checksum != nil {
+		return e.literal(name), nil
+	}
 	if e.Verify == VerifyNo {
 		return nil, nil
 	}
@@ -100,6 +113,16 @@ func (e *engine) fetchChecksums(ctx context.Context, c *client, name string) (ch
 		}
 	}
 	return parseChecksums(data)
+}
+
+// literal is the list that has only the checksum that the request names.
+func (e *engine) literal(name string) checksums {
+	return checksums{name: [sha256.Size]byte(e.Checksum)}
+}
+
+// isChecksumFile says whether a file on a server is one that lists checksums.
+func isChecksumFile(name string) bool {
+	return name == "SHA256SUMS" || strings.HasSuffix(name, ".sha256")
 }
 
 func (e *engine) fetchSignature(ctx context.Context, c *client, name string, signed []byte) error {

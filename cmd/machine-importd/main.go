@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -32,6 +33,13 @@ const idleExit = 30 * time.Second
 func main() {
 	if len(os.Args) == 2 && os.Args[1] == workerArg {
 		os.Exit(worker())
+	}
+	name := filepath.Base(os.Args[0])
+	if tools[name] != nil {
+		os.Exit(runTool(name, os.Args[1:]))
+	}
+	if name == generatorName {
+		os.Exit(generate(os.Args[1:]))
 	}
 	showVersion := flag.Bool("version", false, "show the version and exit")
 	idle := flag.Duration("idle", idleExit, "exit after this long with nothing to do, 0 never")

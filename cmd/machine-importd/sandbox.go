@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"syscall"
 	"unsafe"
 
@@ -161,8 +162,18 @@ func landlock(req transfer.Request) error {
 			allowed = append(allowed, target)
 		}
 	case transfer.ImportFS:
-		if path, err := os.Readlink("/proc/self/fd/4"); err == nil {
+		if path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(req.File.Fd()))); err == nil {
 			allowed = append(allowed, path)
+		}
+	}
+	for _, path := range []string{req.Source, directPath(req)} {
+		if path == "" {
+			continue
+		}
+		_ = os.MkdirAll(filepath.Dir(path), 0o700)
+		writable = append(writable, filepath.Dir(path))
+		if real, err := filepath.EvalSymlinks(path); err == nil {
+			writable = append(writable, filepath.Dir(real))
 		}
 	}
 	for _, path := range allowed {
@@ -191,6 +202,13 @@ func layers(kind transfer.Kind, stack string) []string {
 		}
 	}
 	return list
+}
+
+func directPath(req transfer.Request) string {
+	if req.Direct == nil {
+		return ""
+	}
+	return req.Direct.Path
 }
 
 // allow adds a rule for what is beneath path; nothing for a path that is not there.

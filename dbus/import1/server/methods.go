@@ -13,6 +13,7 @@ import (
 	"machined/dbus"
 	"machined/dbus/import1"
 	"machined/image"
+	"machined/internal/cli"
 	"machined/transfer"
 )
 
@@ -123,7 +124,7 @@ func (s *Server) prepare(kind transfer.Kind, class, local string, flags, allowed
 	req := transfer.Request{
 		Kind: kind, Class: image.Class(class), Local: local, Verify: transfer.VerifyNo,
 		Force: flags&import1.FlagForce != 0, ReadOnly: flags&import1.FlagReadOnly != 0, KeepDownload: flags&import1.FlagKeepDownload != 0,
-		NoSync: os.Getenv("SYSTEMD_IMPORT_SYNC") == "0",
+		NoSync: switchedOff("SYSTEMD_IMPORT_SYNC"), PlainDirectory: switchedOff("SYSTEMD_IMPORT_BTRFS_SUBVOL"),
 	}
 	store := s.cfg.Stores[req.Class]
 	if store == nil {
@@ -141,6 +142,12 @@ func (s *Server) prepare(kind transfer.Kind, class, local string, flags, allowed
 	return req, nil
 }
 
+// switchedOff says whether a variable of the unit's environment is a false boolean.
+func switchedOff(name string) bool {
+	on, err := cli.ParseBool(os.Getenv(name))
+	return err == nil && !on
+}
+
 // run starts a transfer and tells its id.
 func (s *Server) run(req transfer.Request) ([]any, error) {
 	t, err := s.launch(req, Watch{})
@@ -151,7 +158,7 @@ func (s *Server) run(req transfer.Request) ([]any, error) {
 }
 
 func (s *Server) launch(req transfer.Request, watch Watch) (*running, error) {
-	if req.Class == image.ClassMachine && !req.Kind.Exports() {
+	if req.Class == image.ClassMachine && !switchedOff("SYSTEMD_IMPORT_BTRFS_QUOTA") && !req.Kind.Exports() {
 		// Off btrfs there is nothing to set up, and without quota images work as well.
 		if err := s.cfg.Stores[req.Class].SetupPool(); err != nil {
 			s.log.WithError(err).Warn("Pool not set up")
