@@ -65,6 +65,7 @@ func TestReadOSReleaseRefuses(t *testing.T) {
 		{"fifo", func(p string) error { return unix.Mkfifo(p, 0o644) }, unix.EBADMSG},
 		{"directory", func(p string) error { return os.Mkdir(p, 0o755) }, unix.EBADMSG},
 		{"missing", func(string) error { return nil }, unix.ENOENT},
+		{"secret", func(p string) error { return os.WriteFile(p, []byte("A=b\n"), 0o640) }, unix.EACCES},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -79,7 +80,7 @@ func TestReadOSReleaseRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer root.Close()
-			if got, err := readOSRelease(int(root.Fd())); !errors.Is(err, tc.want) {
+			if got, err := readOSRelease(int(root.Fd()), true); !errors.Is(err, tc.want) {
 				t.Errorf("got %v, %v; want %v", got, err, tc.want)
 			}
 		})

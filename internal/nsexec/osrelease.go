@@ -22,23 +22,25 @@ const (
 	fileTimeout = 5 * time.Second
 )
 
-// OSRelease reads os-release(5) of the machine whose leader is p.
-func OSRelease(ctx context.Context, p *sys.Process) (map[string]string, error) {
+// OSRelease reads os-release(5) of the machine whose leader is p. If owner, the
+// user who registered it, is not root, the file must be one that everybody may
+// read: it may be any file of the host's, bound there in a user namespace.
+func OSRelease(ctx context.Context, p *sys.Process, owner uint32) (map[string]string, error) {
 	return reads.do(ctx, p, func() (map[string]string, error) {
 		root, err := sys.OpenRootOf(p)
 		if err != nil {
 			return nil, err
 		}
 		defer root.Close()
-		return readOSRelease(int(root.Fd()))
+		return readOSRelease(int(root.Fd()), owner != 0)
 	})
 }
 
-func readOSRelease(root int) (map[string]string, error) {
+func readOSRelease(root int, public bool) (map[string]string, error) {
 	var err error
 	for _, path := range []string{"/etc/os-release", "/usr/lib/os-release"} {
 		var data []byte
-		data, err = readSmall(root, path, maxOSRelease)
+		data, err = readSmall(root, path, maxOSRelease, public)
 		if errors.Is(err, unix.ENOENT) {
 			continue
 		}
@@ -51,8 +53,9 @@ func readOSRelease(root int) (map[string]string, error) {
 }
 
 // readSmall reads a regular file beneath root. Files of the kernel's own file
-// systems are refused: they tell of the reader, and reading may block.
-func readSmall(root int, path string, limit int64) ([]byte, error) {
+// systems are refused: they tell of the reader, and reading may block; with
+// public, so are files that not everybody may read (EACCES).
+func readSmall(root int, path string, limit int64, public bool) ([]byte, error) {
 	node, err := sys.OpenIn(root, path, unix.O_PATH)
 	if err != nil {
 		return nil, err
@@ -68,6 +71,9 @@ func readSmall(root int, path string, limit int64) ([]byte, error) {
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || fs.Type == unix.PROC_SUPER_MAGIC || fs.Type == unix.SYSFS_MAGIC {
 		return nil, fmt.Errorf("read %q: no regular file: %w", path, unix.EBADMSG)
+	}
+	if public && st.Mode&unix.S_IROTH == 0 {
+		return nil, fmt.Errorf("read %q: not for everybody: %w", path, unix.EACCES)
 	}
 	if st.Size > limit {
 		return nil, fmt.Errorf("read %q: longer than %d bytes: %w", path, limit, unix.EFBIG)

@@ -179,7 +179,7 @@ func (s *Services) addOSRelease(ctx context.Context, m registry.Machine, d *desc
 		return err
 	}
 	defer leader.Close()
-	fields, err := nsexec.OSRelease(ctx, leader)
+	fields, err := nsexec.OSRelease(ctx, leader, m.UID)
 	if errors.Is(err, fs.ErrNotExist) {
 		return varlink.NewError(errNoOSRelease)
 	}

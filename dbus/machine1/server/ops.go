@@ -118,7 +118,7 @@ func (s *Server) machineOSRelease(ctx context.Context, m *registry.Machine) (map
 	switch m.Class {
 	case registry.ClassHost, registry.ClassContainer:
 		err = s.withLeader(m, func(p *sys.Process) error {
-			fields, err = nsexec.OSRelease(ctx, p)
+			fields, err = nsexec.OSRelease(ctx, p, m.UID)
 			return err
 		})
 	default:
