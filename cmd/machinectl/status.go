@@ -103,6 +103,7 @@ func (a *app) gather(ctx context.Context, object cli.Object, all map[string]godb
 	if s.Unit != "" {
 		// A unit without processes has no tree.
 		s.Tree, _ = a.bus.UnitTree(ctx, s.Unit, s.Leader, local)
+		s.Tree = s.Tree.Find(s.Subgroup) // the rest of the unit is not the machine's
 	}
 	return s
 }

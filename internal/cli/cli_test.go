@@ -88,3 +88,22 @@ func TestImageName(t *testing.T) {
 		}
 	}
 }
+
+func TestCgroupFind(t *testing.T) {
+	root := &CgroupNode{}
+	root.Add("/app.slice/web.service", ProcessLine{1, "web"})
+	root.Add("/app.slice/db.service", ProcessLine{2, "db"})
+	root.Add("", ProcessLine{3, "top"})
+	for path, want := range map[string]string{"": "top", "/": "top", "app.slice/web.service": "web", "/app.slice/db.service/": "db", "app.slice/x": "", "nope": ""} {
+		got := ""
+		if n := root.Find(path); n != nil && len(n.Processes) > 0 {
+			got = n.Processes[0].Command
+		}
+		if got != want {
+			t.Errorf("Find(%q): got %q, want %q", path, got, want)
+		}
+	}
+	if n := (*CgroupNode)(nil).Find("x"); n != nil {
+		t.Errorf("in no tree: %v", n)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -40,6 +41,21 @@ func (n *CgroupNode) Add(path string, p ProcessLine) {
 	child := &CgroupNode{Name: head}
 	n.Children = append(n.Children, child)
 	child.Add(tail, p)
+}
+
+// Find returns the group at path, relative to the node; nil if there is none.
+func (n *CgroupNode) Find(path string) *CgroupNode {
+	for head := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		if n == nil || head == "" {
+			break
+		}
+		i := slices.IndexFunc(n.Children, func(child *CgroupNode) bool { return child.Name == head })
+		if i < 0 {
+			return nil
+		}
+		n = n.Children[i]
+	}
+	return n
 }
 
 // Write draws the tree, each line after prefix, shortened to width columns
