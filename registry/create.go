@@ -259,7 +259,7 @@ func (r *Registry) publish(e *entry) (Machine, error) {
 	r.changes.Add(1)
 	m := r.snapshot(e)
 	r.events = append(r.events, event{machine: m, added: true})
-	r.wg.Go(func() { r.watch(e) })
+	r.wg.Go(func() { r.lookAfter(e) })
 	r.mu.Unlock()
 	r.emit()
 	return m, nil

@@ -96,6 +96,7 @@ func (r *Registry) finalize(e *entry) {
 	if err := r.files.remove(&e.m); err != nil {
 		r.cfg.Log.WithError(err).WithField("machine", e.m.Name).Warn("State file stays.")
 	}
+	r.drop(e)
 
 	r.mu.Lock()
 	m := r.snapshot(e)

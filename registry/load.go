@@ -31,6 +31,11 @@ func (r *Registry) Load(ctx context.Context) error {
 		}
 		r.restore(ctx, name)
 	}
+	if r.cfg.Store != nil {
+		if err := r.cfg.Store.DropRest(); err != nil {
+			r.cfg.Log.WithError(err).Warn("Descriptors of machines that have ended stay with the service manager.")
+		}
+	}
 	return nil
 }
 
@@ -50,21 +55,24 @@ func (r *Registry) restore(ctx context.Context, name string) {
 	}
 	m.Subgroup = lastingSubgroup(m.Subgroup)
 	e := &entry{m: m, gone: make(chan struct{}), check: make(chan struct{}, 1)}
-	e.leader = r.reopen(&m, &e.m.Leader)
-	e.supervisor = r.reopen(&m, &e.m.Supervisor)
+	kept, stored := r.takeKept(name)
+	e.stored = stored
+	e.leader = r.reopen(&m, &e.m.Leader, kept)
+	e.supervisor = r.reopen(&m, &e.m.Supervisor, kept)
 	if e.supervisor == nil {
 		e.m.Supervisor = Process{}
 	}
+	for _, proc := range kept {
+		proc.Close()
+	}
 	if r.unborn(ctx, e) {
 		log.Info("Machine has no scope and is removed: machined was killed while it was being made.")
-		_ = r.files.remove(&m)
-		e.close()
+		r.discard(e)
 		return
 	}
 	if over, err := r.over(ctx, e); over {
 		log.Info("Machine has ended while machined was away.")
-		_ = r.files.remove(&m)
-		e.close()
+		r.discard(e)
 		return
 	} else if err != nil {
 		log.WithError(err).Warn("Unit state is unknown; the machine is kept.")
@@ -73,7 +81,7 @@ func (r *Registry) restore(ctx context.Context, name string) {
 	e.visible = true
 	r.changes.Add(1)
 	r.index(e)
-	r.wg.Go(func() { r.watch(e) })
+	r.wg.Go(func() { r.lookAfter(e) })
 	r.mu.Unlock()
 	// An older daemon's file lacks what we know now, and may lack the link.
 	if err := r.files.save(&e.m); err != nil {
@@ -97,10 +105,20 @@ func (r *Registry) unborn(ctx context.Context, e *entry) bool {
 }
 
 // reopen pins a process that a state file names, if it is still the same one.
-// It fills in the pidfd's inode, which files of old daemons do not have.
-func (r *Registry) reopen(m *Machine, p *Process) *sys.Process {
+// It fills in the pidfd's inode, which files of old daemons do not have. What
+// was kept for the machine is beyond doubt, whatever the numbers mean now.
+func (r *Registry) reopen(m *Machine, p *Process, kept []*sys.Process) *sys.Process {
 	if p.PID <= 1 {
 		return nil
+	}
+	for _, proc := range kept {
+		if proc.PID() != p.PID || !proc.Alive() {
+			continue
+		}
+		if dup, err := proc.Dup(); err == nil {
+			p.FDID = proc.FDID()
+			return dup
+		}
 	}
 	proc, err := sys.OpenProcess(p.PID)
 	if err != nil {

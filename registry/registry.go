@@ -31,6 +31,8 @@ type Config struct {
 	Log      logrus.FieldLogger
 	// Journal records the start and the end of a machine; nil: only Log does.
 	Journal func(Entry)
+	// Store keeps the pidfds of machines while machined is away; nil: nobody does.
+	Store Store
 	// HostDir is the directory whose etc/machine-id and dev/vsock describe the
 	// host; normally "/".
 	HostDir string
@@ -107,6 +109,11 @@ type entry struct {
 	gone chan struct{}
 	// check is signalled when its facts may have changed.
 	check chan struct{}
+
+	// storing guards what Config.Store knows: stored, and dropped for good.
+	storing sync.Mutex
+	stored  bool
+	dropped bool
 }
 
 type event struct {

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"sync"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/sirupsen/logrus"
 
 	"machined/dbus/machine1/server"
@@ -17,24 +16,22 @@ import (
 	"machined/varlink/machine"
 )
 
-// serveNeighbours serves what lives beside the bus: varlink and name look-ups.
+// serveNeighbours serves what lives beside the bus: varlink and name look-ups,
+// on sockets of its own and those among files, which it takes over.
 // The returned function ends it and waits for that.
-func serveNeighbours(ctx context.Context, cfg config, reg *registry.Registry, srv *server.Server, images *image.Store, authority machine.Authority, log logrus.FieldLogger) (func(), error) {
-	named, err := activation.ListenersWithNames()
-	if err != nil {
-		return nil, fmt.Errorf("take sockets of the service manager: %w", err)
-	}
+func serveNeighbours(ctx context.Context, cfg config, files []*os.File, reg *registry.Registry, srv *server.Server, images *image.Store, authority machine.Authority, log logrus.FieldLogger) (func(), error) {
 	var listeners []net.Listener
-	for name, list := range named {
-		for _, l := range list {
-			switch {
-			case l == nil:
-			case name == "varlink":
-				listeners = append(listeners, l)
-			default:
-				log.WithField("name", name).Warn("closing a socket that nobody here serves")
-				_ = l.Close()
-			}
+	for _, f := range files {
+		l, err := net.FileListener(f)
+		_ = f.Close()
+		switch {
+		case err != nil:
+			log.WithError(err).WithField("name", f.Name()).Warn("closing what the service manager handed over and is no socket")
+		case f.Name() == "varlink":
+			listeners = append(listeners, l)
+		default:
+			log.WithField("name", f.Name()).Warn("closing a socket that nobody here serves")
+			_ = l.Close()
 		}
 	}
 	base := "/run"

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
 	godbus "github.com/godbus/dbus/v5"
 	"github.com/sirupsen/logrus"
@@ -19,6 +20,7 @@ import (
 	"machined/dbus/systemd1"
 	"machined/image"
 	"machined/internal/cgroup"
+	"machined/internal/fdstore"
 	"machined/polkit"
 	"machined/registry"
 )
@@ -98,9 +100,11 @@ func run(ctx context.Context, cfg config, log *logrus.Logger) error {
 		}
 	}
 
+	store, files := fdstore.New(os.Getenv("NOTIFY_SOCKET"), activation.Files(true))
 	reg := registry.New(registry.Config{
 		StateDir: cfg.stateDir,
 		Backend:  backend,
+		Store:    store,
 		Log:      log.WithField("component", "registry"),
 		Journal:  journalEntry(log),
 		User:     cfg.user,
@@ -153,7 +157,7 @@ func run(ctx context.Context, cfg config, log *logrus.Logger) error {
 	reg.Announce()
 
 	if cfg.neighbours {
-		done, err := serveNeighbours(ctx, cfg, reg, srv, images, authority, log)
+		done, err := serveNeighbours(ctx, cfg, files, reg, srv, images, authority, log)
 		if err != nil {
 			return err
 		}

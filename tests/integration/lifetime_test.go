@@ -138,3 +138,35 @@ func TestUsersSeeTheOS(t *testing.T) {
 		}
 	})
 }
+
+// TestProcessesAreKept: PID 1 keeps two pidfds of each machine over the ends of
+// the daemon, and none of a machine that has ended, also meanwhile.
+func TestProcessesAreKept(t *testing.T) {
+	ours(t)
+	onHosts(t, func(t *testing.T, h *host.Host) {
+		kept := func(want string) {
+			t.Helper()
+			host.Eventually(t, 10*time.Second, func() error {
+				r := h.Try("systemctl", "show", "-P", "NFileDescriptorStore", "systemd-machined.service")
+				if got := strings.TrimSpace(r.Stdout); got != want {
+					return fmt.Errorf("kept: got %s, want %s", got, want)
+				}
+				return nil
+			})
+		}
+		for _, name := range []string{"bb", "other"} {
+			h.BusyboxTree(t, name)
+			h.Start(t, "systemd-nspawn", "-q", "-M", name, "sleep", "1000000")
+			waitMachine(t, h, name)
+		}
+		kept("4") // leader and supervisor
+		h.MustRun(t, "systemctl", "kill", "-s", "KILL", "systemd-machined.service")
+		h.MustRun(t, "machinectl", "show", "bb") // waits for the next one
+		kept("4")
+		h.MustRun(t, "machinectl", "terminate", "bb")
+		kept("2")
+		h.Shell(t, "systemctl stop systemd-machined.service systemd-machined.socket systemd-machined-nss.socket; systemctl kill -s KILL machine-other.scope; systemctl start systemd-machined.service")
+		waitGone(t, h)
+		kept("0")
+	})
+}
