@@ -93,6 +93,7 @@ func (m *machine) planSeccomp() error {
 	}
 	profile := seccomp.Profile{
 		Allow: o.SyscallAllow, Deny: o.SyscallDeny, Caps: m.plan.CapBounding | m.plan.CapAmbient, SuppressSync: o.NoSync,
+		ForeignTerminal: o.Console == "pipe" && (isTerminal(m.io.Stdin) || isTerminal(m.io.Stdout) || isTerminal(m.io.Stderr)),
 	}
 	switch {
 	case o.Nesting && o.Userns():

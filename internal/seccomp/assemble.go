@@ -22,6 +22,7 @@ const (
 	kindSocket // allow, but audit sockets
 	kindOpen   // allow, but synchronous files
 	kindOpenat
+	kindIoctl // allow, but input for other users of a terminal
 )
 
 // action is what becomes of a call.
@@ -35,6 +36,7 @@ var (
 	actSocket = action{kind: kindSocket}
 	actOpen   = action{kind: kindOpen}
 	actOpenat = action{kind: kindOpenat}
+	actIoctl  = action{kind: kindIoctl}
 )
 
 func actErrno(e unix.Errno) action { return action{kindErrno, uint16(e)} }
@@ -108,6 +110,12 @@ func leaf(a action) []unix.SockFilter {
 		return openLeaf(1)
 	case kindOpenat:
 		return openLeaf(2)
+	case kindIoctl:
+		// The kernel, too, reads no more than the low half of the request.
+		return []unix.SockFilter{
+			load(argument(1)), jump(unix.BPF_JEQ, unix.TIOCSTI, 1, 0), jump(unix.BPF_JEQ, unix.TIOCLINUX, 0, 1),
+			ret(retErrno(unix.EPERM)), ret(unix.SECCOMP_RET_ALLOW),
+		}
 	default:
 		return []unix.SockFilter{ret(unix.SECCOMP_RET_ERRNO | uint32(a.errno))}
 	}

@@ -34,6 +34,9 @@ type Profile struct {
 	// SuppressSync makes fsync(2) and its like succeed without doing anything,
 	// and opening files for synchronous writing fail with EINVAL.
 	SuppressSync bool
+	// ForeignTerminal keeps input from being put into terminals (TIOCSTI, TIOCLINUX):
+	// the machine has one of the host's, whose shell would execute it later.
+	ForeignTerminal bool
 }
 
 type call struct {
@@ -83,12 +86,12 @@ func Compile(p Profile) ([]unix.SockFilter, error) {
 		if absent[name] && !allowed[name] {
 			return actErrno(unix.ENOSYS)
 		}
-		return judge(name, allowed, silent)
+		return judge(name, p.ForeignTerminal, allowed, silent)
 	})
 }
 
 // judge decides about one known call.
-func judge(name string, allowed, silent map[string]bool) action {
+func judge(name string, foreignTerminal bool, allowed, silent map[string]bool) action {
 	if !allowed[name] {
 		if recent[name] {
 			return actErrno(unix.ENOSYS)
@@ -107,8 +110,11 @@ func judge(name string, allowed, silent map[string]bool) action {
 			return actErrno(unix.ENOSYS)
 		}
 	}
-	if name == "socket" {
+	switch {
+	case name == "socket":
 		return actSocket
+	case name == "ioctl" && foreignTerminal:
+		return actIoctl
 	}
 	return actAllow
 }

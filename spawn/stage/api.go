@@ -290,14 +290,19 @@ func (o *outer) hostDir() error {
 		}
 	}
 	if o.plan.OSRelease != "" {
-		if err := bindHostFile(t, o.plan.OSRelease, "/run/host/os-release"); err != nil {
-			return fmt.Errorf("bind os-release: %w", err)
+		// A copy: root of a machine without a user namespace could make a mount of
+		// the host's own file writable.
+		o.asMachineRoot()
+		err := o.copyHost("/run/host/os-release", o.plan.OSRelease)
+		o.asHost()
+		if err == nil {
+			err = t.bindSelf("/run/host/os-release", false, readonly|nosuid|nodev|noexec)
 		}
-		err := o.attrs("/run/host/os-release", unix.MountAttr{
-			Attr_set: readonly | nosuid | nodev | noexec, Propagation: unix.MS_PRIVATE,
-		})
+		if err == nil {
+			err = o.attrs("/run/host/os-release", unix.MountAttr{Propagation: unix.MS_PRIVATE})
+		}
 		if err != nil {
-			return err
+			return fmt.Errorf("show os-release: %w", err)
 		}
 	}
 	if err := o.tunnel(); err != nil {

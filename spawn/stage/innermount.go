@@ -60,7 +60,7 @@ func (in *inner) proc() error {
 			return fmt.Errorf("hide /proc/%s: %w", name, err)
 		}
 	}
-	for _, name := range []string{"acpi", "apm", "asound", "bus", "fs", "irq", "scsi"} {
+	for _, name := range []string{"acpi", "apm", "asound", "bus", "fs", "irq", "mtrr", "scsi"} {
 		err := t.bindSelf("/proc/"+name, true, readonly|nosuid|nodev|noexec)
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return err

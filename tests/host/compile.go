@@ -8,14 +8,15 @@ import (
 )
 
 // Compile makes a program of a C source of the test's and puts it into the host.
-func (h *Host) Compile(t testing.TB, source, to string) {
+// flags are further ones for the compiler.
+func (h *Host) Compile(t testing.TB, source, to string, flags ...string) {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "program")
 	cc := os.Getenv("CC")
 	if cc == "" {
 		cc = "cc"
 	}
-	if out, err := exec.Command(cc, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, source).CombinedOutput(); err != nil {
+	if out, err := exec.Command(cc, append(flags, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, source)...).CombinedOutput(); err != nil {
 		t.Fatalf("compile %s: %v\n%s", source, err, out)
 	}
 	h.CopyIn(t, program, to)
