@@ -391,16 +391,15 @@ func (p *ociPull) receiveLayer(ctx context.Context, l oci.Layer, b *building, te
 	if err == nil {
 		_, err = io.Copy(io.Discard, in) // what follows the compressed stream counts too
 	}
+	if l.Size >= 0 && come.Load() > l.Size {
+		return fmt.Errorf("%w: it has more than the %d bytes that its manifest says", ErrVerification, l.Size)
+	}
 	if err != nil {
 		return err
 	}
 	switch {
 	case l.Size >= 0 && packed.n != l.Size:
-		more := ""
-		if packed.n > l.Size {
-			more = "more than "
-		}
-		return fmt.Errorf("%w: it has %s%d bytes, its manifest says %d", ErrVerification, more, min(packed.n, l.Size), l.Size)
+		return fmt.Errorf("%w: it has %d bytes, its manifest says %d", ErrVerification, packed.n, l.Size)
 	case l.Packed && packed.digest() != l.Digest:
 		return fmt.Errorf("%w: its digest is %s, not %s", ErrVerification, packed.digest(), l.Digest)
 	case plain.digest() != l.DiffID:

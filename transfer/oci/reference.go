@@ -235,9 +235,6 @@ func (r Reference) Resolve(dirs []string) (Reference, error) {
 			file.DefaultRegistry = dockerRegistry
 		}
 		again := !given && file.OverrideRegistry == ""
-		if again {
-			file.DefaultTag = "" // the registry's own file may have another
-		}
 		if r, err = r.apply(file); err != nil || !again {
 			return r, err
 		}

@@ -6,6 +6,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -129,7 +130,8 @@ func oneWord(s string) bool {
 	return s != "" && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '"' || r == '\'' || r == '\\' }) < 0
 }
 
-// quoteAll writes a list of words. A NUL byte cannot be written: ok is false.
+// quoteAll writes a list of words. A NUL byte, and what is not UTF-8, cannot be
+// written: ok is false.
 func quoteAll(list []string) (words string, ok bool) {
 	quoted := make([]string, len(list))
 	for i, s := range list {
@@ -140,14 +142,26 @@ func quoteAll(list []string) (words string, ok bool) {
 	return strings.Join(quoted, " "), true
 }
 
-var escapes = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`, "\r", `\r`, "\t", `\t`, "\v", `\v`, "\f", `\f`, "\a", `\a`, "\b", `\b`)
-
 func quote(s string) (word string, ok bool) {
-	if strings.ContainsRune(s, 0) {
+	if strings.ContainsRune(s, 0) || !utf8.ValidString(s) {
 		return "", false
 	}
 	if oneWord(s) {
 		return s, true
 	}
-	return `"` + escapes.Replace(s) + `"`, true
+	var b strings.Builder
+	b.WriteByte('"')
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c == '"' || c == '\\':
+			b.WriteByte('\\')
+			b.WriteByte(c)
+		case c < ' ' || c == 0x7f:
+			fmt.Fprintf(&b, `\x%02x`, c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	b.WriteByte('"')
+	return b.String(), true
 }
