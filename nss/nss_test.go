@@ -53,6 +53,39 @@ func TestRank(t *testing.T) {
 	}
 }
 
+func TestCut(t *testing.T) {
+	list := func(n4, n6 int) (out []Address) {
+		for i := range n4 {
+			out = append(out, Address{IP: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})})
+		}
+		for i := range n6 {
+			out = append(out, Address{IP: netip.AddrFrom16([16]byte{0: 0xfd, 14: byte(i >> 8), 15: byte(i)})})
+		}
+		return out
+	}
+	for _, tt := range []struct{ n4, n6, want4, want6 int }{
+		{0, 0, 0, 0},
+		{3, 2, 3, 2},
+		{maxAddresses, 0, maxAddresses, 0},
+		{maxAddresses, 1, maxAddresses - 1, 1},
+		{1000, 1000, maxAddresses * 3 / 4, maxAddresses / 4},
+		{1, 1000, 1, maxAddresses - 1},
+		{1000, 5, maxAddresses - 5, 5},
+		{0, 1000, 0, maxAddresses},
+	} {
+		got := cut(Rank(list(tt.n4, tt.n6)), maxAddresses)
+		n4 := 0
+		for _, a := range got {
+			if a.IP.Is4() {
+				n4++
+			}
+		}
+		if n4 != tt.want4 || len(got)-n4 != tt.want6 {
+			t.Errorf("%d and %d addresses: got %d and %d, want %d and %d", tt.n4, tt.n6, n4, len(got)-n4, tt.want4, tt.want6)
+		}
+	}
+}
+
 // question builds a request as the module does.
 func question(op operation, family byte, id uint32, payload []byte) []byte {
 	out := []byte{version, byte(op), family, byte(len(payload))}

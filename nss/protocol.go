@@ -96,7 +96,7 @@ func encodeStatus(s status) []byte {
 
 // encodeHost answers with a host's addresses, at most maxAddresses of them.
 func encodeHost(name string, addrs []Address) []byte {
-	addrs = addrs[:min(len(addrs), maxAddresses)]
+	addrs = cut(addrs, maxAddresses)
 	out := header(name, "", len(addrs), addressBytes)
 	for _, a := range addrs {
 		var record [addressBytes]byte

@@ -19,6 +19,7 @@ type Address struct {
 // unspecified ones are dropped, and so is every scope that means nothing.
 func Rank(addrs []Address) []Address {
 	out := make([]Address, 0, len(addrs))
+	seen := make(map[Address]struct{}, len(addrs))
 	for _, a := range addrs {
 		ip := a.IP.Unmap().WithZone("")
 		if !ip.IsValid() || ip.IsLoopback() || ip.IsMulticast() || ip.IsUnspecified() {
@@ -28,7 +29,8 @@ func Rank(addrs []Address) []Address {
 			a.Scope = 0
 		}
 		a.IP = ip
-		if !slices.Contains(out, a) {
+		if _, ok := seen[a]; !ok {
+			seen[a] = struct{}{}
 			out = append(out, a)
 		}
 	}
@@ -46,6 +48,27 @@ func distance(a Address) int {
 		return 2 // nobody can connect there without guessing the interface
 	}
 	return 1
+}
+
+// cut keeps the best n addresses, at least a quarter of them of each family that
+// has as many, so that a caller that needs one of the two finds it.
+func cut(addrs []Address, n int) []Address {
+	if len(addrs) <= n {
+		return addrs
+	}
+	have := map[bool]int{}
+	for _, a := range addrs {
+		have[a.IP.Is4()]++
+	}
+	left := map[bool]int{true: n - min(have[false], n/4), false: n - min(have[true], n/4)}
+	out := make([]Address, 0, n)
+	for _, a := range addrs {
+		if is4 := a.IP.Is4(); left[is4] > 0 && len(out) < n {
+			left[is4]--
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // filterFamily keeps the addresses of one family, for callers that take one

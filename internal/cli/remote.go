@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -188,19 +187,12 @@ func rootUID(pid int) (uint32, error) {
 // dialAs connects to the socket behind an O_PATH descriptor on a thread whose
 // effective UID is uid. The kernel records that UID as the peer's.
 func dialAs(fd int, uid uint32) (*net.UnixConn, error) {
-	type result struct {
-		sock *net.UnixConn
-		err  error
-	}
-	done := make(chan result)
-	go func() {
-		// The thread ends with its goroutine and never serves another one.
-		runtime.LockOSThread()
-		sock, err := dialPath(fd, uid)
-		done <- result{sock, err}
-	}()
-	r := <-done
-	return r.sock, r.err
+	var sock *net.UnixConn
+	err := sys.OnThread(func() (err error) {
+		sock, err = dialPath(fd, uid)
+		return err
+	})
+	return sock, err
 }
 
 func dialPath(fd int, uid uint32) (*net.UnixConn, error) {

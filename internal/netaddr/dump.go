@@ -42,7 +42,8 @@ func (e *entry) dumpOnce() (list []Address, again bool, err error) {
 			return nil, false, err
 		}
 		again = again || interrupted
-		if done {
+		if done || len(list) >= maxAddresses {
+			list = list[:min(len(list), maxAddresses)]
 			return list, again, nil
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -34,6 +33,10 @@ type Address struct {
 
 // dumpTimeout bounds one dump; the kernel answers at once.
 const dumpTimeout = 2 * time.Second
+
+// maxAddresses is how many addresses of a namespace are told, and read: what is
+// inside can have millions of them.
+const maxAddresses = 4096
 
 // maxSockets bounds how many sockets are kept.
 const maxSockets = 1024
@@ -77,6 +80,10 @@ func (c *Cache) Addresses(pid int, fdid uint64) ([]Address, error) {
 		}
 		list, err := e.dump()
 		e.mu.Unlock()
+		if err == nil && len(list) >= maxAddresses {
+			// The rest of the dump is still in the socket.
+			c.drop(key{pid, fdid}, e)
+		}
 		if err != nil {
 			c.drop(key{pid, fdid}, e)
 			return nil, fmt.Errorf("list addresses of process %d: %w", pid, err)
@@ -225,35 +232,24 @@ func open(k key) (*entry, error) {
 }
 
 // socketIn opens a route socket in the namespace, on a thread that joins it and
-// then ends: a locked goroutine that returns takes its thread with it.
-func socketIn(ns int) (int, error) {
-	type result struct {
-		fd  int
-		err error
-	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread()
+// then ends.
+func socketIn(ns int) (fd int, err error) {
+	err = sys.OnThread(func() error {
 		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-			done <- result{-1, os.NewSyscallError("setns", err)}
-			return
+			return os.NewSyscallError("setns", err)
 		}
-		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
-		if err != nil {
-			err = os.NewSyscallError("socket", err)
-		}
-		done <- result{fd, err}
-	}()
-	r := <-done
-	if r.err != nil {
-		return -1, r.err
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+		return os.NewSyscallError("socket", err)
+	})
+	if err != nil {
+		return -1, err
 	}
 	tv := unix.NsecToTimeval(int64(dumpTimeout))
-	if err := unix.SetsockoptTimeval(r.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
-		_ = unix.Close(r.fd)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+		_ = unix.Close(fd)
 		return -1, os.NewSyscallError("setsockopt", err)
 	}
-	return r.fd, nil
+	return fd, nil
 }
 
 // Host returns the addresses of our own network namespace, by the same rules.
@@ -276,6 +272,8 @@ func order(a, b Address) int {
 	)
 }
 
+// dump reads the addresses. When there are maxAddresses of them, more may wait
+// in the socket, which is of no use then.
 func (e *entry) dump() ([]Address, error) {
 	e.seq++
 	for range 3 {
@@ -283,7 +281,7 @@ func (e *entry) dump() ([]Address, error) {
 		if err != nil {
 			return nil, err
 		}
-		if again { // the table changed under the dump
+		if again && len(list) < maxAddresses { // the table changed under the dump
 			e.seq++
 			continue
 		}

@@ -2,10 +2,13 @@ package netaddr
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -81,6 +84,32 @@ func TestAddresses(t *testing.T) {
 	}
 	if _, err := c.Addresses(pid, 1); !errors.Is(err, unix.ESRCH) {
 		t.Errorf("another process's pidfd: got %v, want ESRCH", err)
+	}
+}
+
+// TestManyAddresses has a namespace give itself more addresses than anybody
+// wants to hear of; the next question is answered from a fresh socket.
+func TestManyAddresses(t *testing.T) {
+	pid := namespaced(t)
+	var batch strings.Builder
+	for i := range maxAddresses + 100 {
+		fmt.Fprintf(&batch, "addr add 10.8.%d.%d/8 dev host0\n", i>>8, i&255)
+	}
+	cmd := exec.Command("nsenter", "--net=/proc/"+strconv.Itoa(pid)+"/ns/net", "ip", "-batch", "-")
+	cmd.Stdin = strings.NewReader(batch.String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var c Cache
+	defer c.Close()
+	for range 3 {
+		list, err := c.Addresses(pid, 0)
+		if err != nil || len(list) != maxAddresses {
+			t.Fatalf("got %d addresses, %v; want %d", len(list), err, maxAddresses)
+		}
+	}
+	if len(c.entries) != 0 {
+		t.Error("a socket with the rest of a dump is kept")
 	}
 }
 

@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -27,7 +28,7 @@ var ErrSharedMounts = errors.New("machine has no mount namespace of its own")
 // p, and returns the ID of the new mount (statx(2), stx_mnt_id). Where the
 // machine has a user namespace of its own and the file system can do it, the
 // mount is mapped through it, so that owners look the same inside as outside.
-func Mount(p *sys.Process, b Bind) (mountID uint64, err error) {
+func Mount(ctx context.Context, p *sys.Process, b Bind) (mountID uint64, err error) {
 	same, err := sys.SameNamespace(0, p.PID(), "mnt")
 	if err != nil {
 		return 0, err
@@ -35,37 +36,51 @@ func Mount(p *sys.Process, b Bind) (mountID uint64, err error) {
 	if same {
 		return 0, ErrSharedMounts
 	}
-	tree, isDir, err := cloneTree(p, b)
-	if err != nil {
-		return 0, err
-	}
-	defer tree.Close()
-	err = inMountNamespace(p, func(root int) error {
-		target, err := openTarget(root, b.Destination, isDir, b.Mkdir)
+	return within(ctx, p, func(ctx context.Context, p *sys.Process) (uint64, error) {
+		tree, isDir, err := cloneTree(p, b)
 		if err != nil {
-			return err
+			return 0, err
 		}
-		defer target.Close()
-		var st unix.Stat_t
-		if err := unix.Fstat(int(target.Fd()), &st); err != nil {
-			return fmt.Errorf("look at destination %q: %w", b.Destination, err)
-		}
-		switch targetDir := st.Mode&unix.S_IFMT == unix.S_IFDIR; {
-		case isDir && !targetDir:
-			return fmt.Errorf("bind to %q: %w", b.Destination, unix.ENOTDIR)
-		case !isDir && targetDir:
-			return fmt.Errorf("bind to %q: %w", b.Destination, unix.EISDIR)
-		}
-		err = unix.MoveMount(int(tree.Fd()), "", int(target.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+		defer tree.Close()
+		err = inMountNamespace(p, func(root int) error {
+			target, err := openTarget(root, b.Destination, isDir, b.Mkdir)
+			if err != nil {
+				return err
+			}
+			defer target.Close()
+			if err := sameKind(target, isDir); err != nil {
+				return fmt.Errorf("bind to %q: %w", b.Destination, err)
+			}
+			if err := ctx.Err(); err != nil {
+				return err // the caller has been told that nothing is mounted
+			}
+			err = unix.MoveMount(int(tree.Fd()), "", int(target.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+			if err != nil {
+				return fmt.Errorf("bind to %q: %w", b.Destination, os.NewSyscallError("move_mount", err))
+			}
+			return nil
+		})
 		if err != nil {
-			return fmt.Errorf("bind to %q: %w", b.Destination, os.NewSyscallError("move_mount", err))
+			return 0, err
 		}
-		return nil
-	})
-	if err != nil {
-		return 0, err
+		return mountIDOf(int(tree.Fd()))
+	}, nil)
+}
+
+// sameKind tells whether target can be covered: by a directory if it is one,
+// else by a file.
+func sameKind(target *os.File, isDir bool) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(target.Fd()), &st); err != nil {
+		return os.NewSyscallError("fstat", err)
 	}
-	return mountIDOf(int(tree.Fd()))
+	switch targetDir := st.Mode&unix.S_IFMT == unix.S_IFDIR; {
+	case isDir && !targetDir:
+		return unix.ENOTDIR
+	case !isDir && targetDir:
+		return unix.EISDIR
+	}
+	return nil
 }
 
 // mountIDOf returns the ID of the mount that fd is on.
@@ -189,33 +204,38 @@ var ErrNoSuchBind = errors.New("no such bind mount")
 
 // Unmount detaches the mount with the ID mountID at destination. It is
 // ErrNoSuchBind when another mount, or none, is there.
-func Unmount(p *sys.Process, destination string, mountID uint64) error {
-	return inMountNamespace(p, func(root int) error {
-		target, err := sys.OpenIn(root, destination, unix.O_PATH)
-		if err != nil {
-			return err
-		}
-		id, err := mountIDOf(int(target.Fd()))
-		_ = target.Close()
-		if err != nil {
-			return err
-		}
-		if id != mountID {
-			return fmt.Errorf("unmount %q: %w", destination, ErrNoSuchBind)
-		}
-		parent, err := sys.OpenIn(root, path.Dir(destination), unix.O_PATH|unix.O_DIRECTORY)
-		if err != nil {
-			return err
-		}
-		defer parent.Close()
-		// There is no umount by descriptor; a name relative to a directory that
-		// is held comes nearest. The working directory is this thread's own.
-		if err := unix.Fchdir(int(parent.Fd())); err != nil {
-			return os.NewSyscallError("fchdir", err)
-		}
-		if err := unix.Unmount(path.Base(destination), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-			return fmt.Errorf("unmount %q: %w", destination, os.NewSyscallError("umount2", err))
-		}
-		return nil
-	})
+func Unmount(ctx context.Context, p *sys.Process, destination string, mountID uint64) error {
+	_, err := within(ctx, p, func(_ context.Context, p *sys.Process) (struct{}, error) {
+		return struct{}{}, inMountNamespace(p, func(root int) error { return unmount(root, destination, mountID) })
+	}, nil)
+	return err
+}
+
+func unmount(root int, destination string, mountID uint64) error {
+	target, err := sys.OpenIn(root, destination, unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	id, err := mountIDOf(int(target.Fd()))
+	_ = target.Close()
+	if err != nil {
+		return err
+	}
+	if id != mountID {
+		return fmt.Errorf("unmount %q: %w", destination, ErrNoSuchBind)
+	}
+	parent, err := sys.OpenIn(root, path.Dir(destination), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	// There is no umount by descriptor; a name relative to a directory that
+	// is held comes nearest. The working directory is this thread's own.
+	if err := unix.Fchdir(int(parent.Fd())); err != nil {
+		return os.NewSyscallError("fchdir", err)
+	}
+	if err := unix.Unmount(path.Base(destination), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+		return fmt.Errorf("unmount %q: %w", destination, os.NewSyscallError("umount2", err))
+	}
+	return nil
 }

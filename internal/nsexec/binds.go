@@ -2,6 +2,7 @@ package nsexec
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -88,16 +89,17 @@ func (s *Binds) Forget(machine string) error {
 	return s.save(machine, nil)
 }
 
-// Mount binds into the machine and remembers it.
-func (s *Binds) Mount(machine string, p *sys.Process, b Bind) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	id, err := Mount(p, b)
+// Mount binds into the machine and remembers it. What is done in the machine is
+// done without the lock: a machine that hangs must not keep the others waiting.
+func (s *Binds) Mount(ctx context.Context, machine string, p *sys.Process, b Bind) error {
+	id, err := Mount(ctx, p, b)
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	binds, err := s.live(machine, p)
-	if err == nil {
+	if err == nil && p.Alive() { // else Forget has been, or will be, called
 		binds = append(binds, LiveBind{Source: b.Source, Destination: b.Destination, ReadOnly: b.ReadOnly, MountID: id, Leader: p.StartTime()})
 		err = s.save(machine, binds)
 	}
@@ -108,23 +110,32 @@ func (s *Binds) Mount(machine string, p *sys.Process, b Bind) error {
 }
 
 // Unmount takes the newest bind mount at destination back.
-func (s *Binds) Unmount(machine string, p *sys.Process, destination string) error {
+func (s *Binds) Unmount(ctx context.Context, machine string, p *sys.Process, destination string) error {
+	binds, err := s.List(machine, p)
+	if err != nil {
+		return err
+	}
+	for _, b := range slices.Backward(binds) {
+		if b.Destination != destination {
+			continue
+		}
+		if err := Unmount(ctx, p, destination, b.MountID); err != nil {
+			return err
+		}
+		return s.drop(machine, p, b.MountID)
+	}
+	return fmt.Errorf("unmount %q: %w", destination, ErrNoSuchBind)
+}
+
+// drop forgets one bind mount.
+func (s *Binds) drop(machine string, p *sys.Process, mountID uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	binds, err := s.live(machine, p)
 	if err != nil {
 		return err
 	}
-	for i, b := range slices.Backward(binds) {
-		if b.Destination != destination {
-			continue
-		}
-		if err := Unmount(p, destination, b.MountID); err != nil {
-			return err
-		}
-		return s.save(machine, slices.Delete(binds, i, i+1))
-	}
-	return fmt.Errorf("unmount %q: %w", destination, ErrNoSuchBind)
+	return s.save(machine, slices.DeleteFunc(binds, func(b LiveBind) bool { return b.MountID == mountID }))
 }
 
 // List returns the bind mounts that exist in the machine now.

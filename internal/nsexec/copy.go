@@ -66,11 +66,6 @@ const stopGrace = 2 * time.Second
 // are copied, never followed. With a shifted user namespace all that is copied
 // becomes root's on the side it goes to, else owners are kept.
 func (c Copy) Run(ctx context.Context, p *sys.Process) error {
-	root, err := sys.OpenRootOf(p)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
 	uid, gid, err := rootIDs(p)
 	if err != nil {
 		return err
@@ -80,7 +75,14 @@ func (c Copy) Run(ctx context.Context, p *sys.Process) error {
 		inside, outside = outside, inside
 	}
 	const how = unix.O_RDONLY | unix.O_DIRECTORY
-	insideDir, err := sys.OpenIn(int(root.Fd()), path.Dir(inside), how)
+	insideDir, err := within(ctx, p, func(_ context.Context, p *sys.Process) (*os.File, error) {
+		root, err := sys.OpenRootOf(p)
+		if err != nil {
+			return nil, err
+		}
+		defer root.Close()
+		return sys.OpenIn(int(root.Fd()), path.Dir(inside), how)
+	}, closeFile)
 	if err != nil {
 		return fmt.Errorf("open directory of %q in the machine: %w", inside, err)
 	}

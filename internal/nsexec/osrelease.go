@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"sync"
-	"time"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -15,25 +13,20 @@ import (
 	"machined/internal/sys"
 )
 
-const (
-	maxOSRelease = 64 << 10 // bytes; real files have less than 1 KiB
-	// fileTimeout bounds a read from a machine's file system, which may be a
-	// FUSE mount of the machine that never answers.
-	fileTimeout = 5 * time.Second
-)
+const maxOSRelease = 64 << 10 // bytes; real files have less than 1 KiB
 
 // OSRelease reads os-release(5) of the machine whose leader is p. If owner, the
 // user who registered it, is not root, the file must be one that everybody may
 // read: it may be any file of the host's, bound there in a user namespace.
 func OSRelease(ctx context.Context, p *sys.Process, owner uint32) (map[string]string, error) {
-	return reads.do(ctx, p, func() (map[string]string, error) {
+	return within(ctx, p, func(_ context.Context, p *sys.Process) (map[string]string, error) {
 		root, err := sys.OpenRootOf(p)
 		if err != nil {
 			return nil, err
 		}
 		defer root.Close()
 		return readOSRelease(int(root.Fd()), owner != 0)
-	})
+	}, nil)
 }
 
 func readOSRelease(root int, public bool) (map[string]string, error) {
@@ -170,63 +163,4 @@ func unquote(s string) (string, bool) {
 		}
 	}
 	return b.String(), quote == 0
-}
-
-// reads holds back reads from machines whose file system does not answer: one
-// read per machine at a time, each with a deadline. A thread that hangs in the
-// kernel can't be called back, but no second one joins it.
-var reads = fileReads{busy: map[uint64]bool{}}
-
-type fileReads struct {
-	mu   sync.Mutex
-	busy map[uint64]bool // by start time and PID of the leader, while a read hangs
-}
-
-func (r *fileReads) do(ctx context.Context, p *sys.Process, f func() (map[string]string, error)) (map[string]string, error) {
-	key := p.StartTime()<<22 | uint64(p.PID())
-	r.mu.Lock()
-	hung := r.busy[key]
-	r.mu.Unlock()
-	if hung {
-		return nil, fmt.Errorf("read from file system of process %d: %w", p.PID(), unix.ETIMEDOUT)
-	}
-	own, err := p.Dup()
-	if err != nil {
-		return nil, err
-	}
-	type result struct {
-		fields map[string]string
-		err    error
-	}
-	done := make(chan result, 1)
-	go func() {
-		defer own.Close()
-		fields, err := f()
-		done <- result{fields, err}
-		r.mu.Lock()
-		delete(r.busy, key)
-		r.mu.Unlock()
-	}()
-	timer := time.NewTimer(fileTimeout)
-	defer timer.Stop()
-	select {
-	case res := <-done:
-		return res.fields, res.err
-	case <-ctx.Done():
-		err = ctx.Err()
-	case <-timer.C:
-		err = unix.ETIMEDOUT
-	}
-	r.mu.Lock()
-	r.busy[key] = true
-	r.mu.Unlock()
-	select {
-	case res := <-done: // it came while we gave up
-		r.mu.Lock()
-		delete(r.busy, key)
-		r.mu.Unlock()
-		return res.fields, res.err
-	default:
-	}
-	return nil, fmt.Errorf("read from file system of process %d: %w", p.PID(), err)
 }

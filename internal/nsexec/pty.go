@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"context"
 	"fmt"
 	"os"
 
@@ -45,7 +46,11 @@ func OpenHostPTY() (*PTY, error) {
 // OpenPTY makes a pseudo terminal in the devpts instance of the machine whose
 // leader is p, owned by the machine's root. The instance is found beneath the
 // machine's root, and what is opened is known to be a multiplexer on devpts.
-func OpenPTY(p *sys.Process) (*PTY, error) {
+func OpenPTY(ctx context.Context, p *sys.Process) (*PTY, error) {
+	return within(ctx, p, func(_ context.Context, p *sys.Process) (*PTY, error) { return openPTY(p) }, (*PTY).Close)
+}
+
+func openPTY(p *sys.Process) (*PTY, error) {
 	root, err := sys.OpenRootOf(p)
 	if err != nil {
 		return nil, err

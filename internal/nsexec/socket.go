@@ -18,6 +18,11 @@ const BusSocket = "/run/dbus/system_bus_socket"
 // leader is p. The peer sees the machine's root as the caller, so that a bus in
 // a user namespace accepts the connection.
 func DialUnix(ctx context.Context, p *sys.Process, path string) (*net.UnixConn, error) {
+	return within(ctx, p, func(_ context.Context, p *sys.Process) (*net.UnixConn, error) { return dialUnix(p, path) },
+		func(c *net.UnixConn) { _ = c.Close() })
+}
+
+func dialUnix(p *sys.Process, path string) (*net.UnixConn, error) {
 	uid, gid, err := rootIDs(p)
 	if err != nil {
 		return nil, err
@@ -45,7 +50,7 @@ func DialUnix(ctx context.Context, p *sys.Process, path string) (*net.UnixConn, 
 	}
 	file := os.NewFile(uintptr(fd), path)
 	defer file.Close()
-	err = onThread(func() error {
+	err = sys.OnThread(func() error {
 		if uid != 0 || gid != 0 {
 			// Raw calls act on this thread alone; it ends right after.
 			keep := uintptr(^uint32(0))
@@ -63,9 +68,6 @@ func DialUnix(ctx context.Context, p *sys.Process, path string) (*net.UnixConn, 
 	if err != nil {
 		return nil, fmt.Errorf("connect to %q of machine: %w", path, err)
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
 	conn, err := net.FileConn(file)
 	if err != nil {
 		return nil, err
@@ -74,11 +76,15 @@ func DialUnix(ctx context.Context, p *sys.Process, path string) (*net.UnixConn, 
 }
 
 // OpenRootDirectory opens the root directory of the machine for reading.
-func OpenRootDirectory(p *sys.Process) (*os.File, error) {
-	root, err := sys.OpenRootOf(p)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	return sys.Reopen(root, unix.O_RDONLY|unix.O_DIRECTORY)
+func OpenRootDirectory(ctx context.Context, p *sys.Process) (*os.File, error) {
+	return within(ctx, p, func(_ context.Context, p *sys.Process) (*os.File, error) {
+		root, err := sys.OpenRootOf(p)
+		if err != nil {
+			return nil, err
+		}
+		defer root.Close()
+		return sys.Reopen(root, unix.O_RDONLY|unix.O_DIRECTORY)
+	}, closeFile)
 }
+
+func closeFile(f *os.File) { _ = f.Close() }

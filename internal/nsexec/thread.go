@@ -16,28 +16,15 @@ package nsexec
 import (
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 
 	"machined/internal/sys"
 )
 
-// onThread runs f on a thread that is not used for anything else afterwards.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread ends with this goroutine, and with it all
-		// that f changed.
-		runtime.LockOSThread()
-		done <- f()
-	}()
-	return <-done
-}
-
 // inMountNamespace runs f on a thread in the mount namespace of p, with the
 // file system IDs of the machine's root, all capabilities, and umask 0. root is
-// the machine's root directory.
+// the machine's root directory. What f does may hang: see within.
 func inMountNamespace(p *sys.Process, f func(root int) error) error {
 	uid, gid, err := rootIDs(p)
 	if err != nil {
@@ -53,7 +40,7 @@ func inMountNamespace(p *sys.Process, f func(root int) error) error {
 		return err
 	}
 	defer ns.Close()
-	return onThread(func() error {
+	return sys.OnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return fmt.Errorf("leave file system context: %w", os.NewSyscallError("unshare", err))
 		}

@@ -61,7 +61,7 @@ func (s *Services) bindMount(ctx context.Context, call *varlink.Call) (any, erro
 		return nil, err
 	}
 	defer leader.Close()
-	return nil, s.cfg.Binds.Mount(m.Name, leader, bind)
+	return nil, s.cfg.Binds.Mount(ctx, m.Name, leader, bind)
 }
 
 func (s *Services) copyFrom(ctx context.Context, call *varlink.Call) (any, error) {
@@ -109,14 +109,14 @@ func (s *Services) openRootDirectory(ctx context.Context, call *varlink.Call) (a
 	if err := s.authorize(ctx, call, nil, "manage-machines", details{"name", m.Name, "verb", "open_root_directory"}); err != nil {
 		return nil, err
 	}
-	root, err := s.openRoot(m)
+	root, err := s.openRoot(ctx, m)
 	if err != nil {
 		return nil, err
 	}
 	return map[string]int{"fileDescriptor": call.PassFile(root)}, nil
 }
 
-func (s *Services) openRoot(m registry.Machine) (*os.File, error) {
+func (s *Services) openRoot(ctx context.Context, m registry.Machine) (*os.File, error) {
 	if m.Class == registry.ClassHost {
 		return os.Open("/")
 	}
@@ -125,10 +125,5 @@ func (s *Services) openRoot(m registry.Machine) (*os.File, error) {
 		return nil, err
 	}
 	defer leader.Close()
-	root, err := sys.OpenRootOf(leader)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	return sys.OpenIn(int(root.Fd()), "/", unix.O_RDONLY|unix.O_DIRECTORY)
+	return nsexec.OpenRootDirectory(ctx, leader)
 }

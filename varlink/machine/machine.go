@@ -60,7 +60,7 @@ type Terminals interface {
 
 // Binds mounts host paths into machines and remembers them (nsexec.Binds).
 type Binds interface {
-	Mount(machine string, p *sys.Process, b nsexec.Bind) error
+	Mount(ctx context.Context, machine string, p *sys.Process, b nsexec.Bind) error
 }
 
 // Config is what the services are made of.

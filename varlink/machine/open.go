@@ -88,7 +88,7 @@ func (s *Services) openMode(ctx context.Context, call *varlink.Call, m registry.
 			return nil, err
 		}
 		defer leader.Close()
-		return nsexec.OpenPTY(leader)
+		return nsexec.OpenPTY(ctx, leader)
 	}
 	if s.cfg.Terminals == nil {
 		return nil, varlink.NewError(errNotSupported)

@@ -169,7 +169,7 @@ func (s *Server) openRootDirectory(ctx context.Context, c *dbus.Call, m registry
 	}
 	var out []any
 	err := s.withLeader(&m, func(p *sys.Process) error {
-		root, err := nsexec.OpenRootDirectory(p)
+		root, err := nsexec.OpenRootDirectory(ctx, p)
 		if err == nil {
 			out = []any{root}
 		}
@@ -216,7 +216,7 @@ func (s *Server) bindMount(ctx context.Context, c *dbus.Call, m registry.Machine
 		return nil, err
 	}
 	b := nsexec.Bind{Source: source, Destination: destination, ReadOnly: c.Bool(2), Mkdir: c.Bool(3)}
-	return nil, s.withLeader(&m, func(p *sys.Process) error { return s.binds.Mount(m.Name, p, b) })
+	return nil, s.withLeader(&m, func(p *sys.Process) error { return s.binds.Mount(ctx, m.Name, p, b) })
 }
 
 func (s *Server) copyFrom(ctx context.Context, c *dbus.Call, m registry.Machine) ([]any, error) {

@@ -156,7 +156,7 @@ func (s *Server) unbind(ctx context.Context, c *dbus.Call, m registry.Machine) (
 	if err := s.authorize(ctx, c, actionManage, d); err != nil {
 		return nil, err
 	}
-	return nil, s.withLeader(&m, func(p *sys.Process) error { return s.binds.Unmount(m.Name, p, destination) })
+	return nil, s.withLeader(&m, func(p *sys.Process) error { return s.binds.Unmount(ctx, m.Name, p, destination) })
 }
 
 func (s *Server) listBinds(ctx context.Context, c *dbus.Call, m registry.Machine) ([]any, error) {

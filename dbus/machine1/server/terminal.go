@@ -29,7 +29,7 @@ const (
 )
 
 // newPTY makes a terminal of the machine, or of the host.
-func (s *Server) newPTY(m *registry.Machine) (*nsexec.PTY, error) {
+func (s *Server) newPTY(ctx context.Context, m *registry.Machine) (*nsexec.PTY, error) {
 	switch m.Class {
 	case registry.ClassHost:
 		return nsexec.OpenHostPTY()
@@ -39,7 +39,7 @@ func (s *Server) newPTY(m *registry.Machine) (*nsexec.PTY, error) {
 	}
 	var pty *nsexec.PTY
 	err := s.withLeader(m, func(p *sys.Process) (err error) {
-		pty, err = nsexec.OpenPTY(p)
+		pty, err = nsexec.OpenPTY(ctx, p)
 		return err
 	})
 	return pty, err
@@ -49,7 +49,7 @@ func (s *Server) openPTY(ctx context.Context, c *dbus.Call, m registry.Machine) 
 	if err := s.authorizeOwner(ctx, c, &m, hostAction(&m, "open-pty"), details{"machine", m.Name}); err != nil {
 		return nil, err
 	}
-	return passed(s.newPTY(&m))
+	return passed(s.newPTY(ctx, &m))
 }
 
 // manager calls a method of the machine's service manager, or of the host's.
@@ -97,7 +97,7 @@ func passed(pty *nsexec.PTY, err error) ([]any, error) {
 
 // login opens a terminal with a login prompt for a caller that may have one.
 func (s *Server) login(ctx context.Context, m *registry.Machine) (*nsexec.PTY, error) {
-	pty, err := s.newPTY(m)
+	pty, err := s.newPTY(ctx, m)
 	if err != nil {
 		return nil, err
 	}
@@ -223,7 +223,7 @@ func (s *Server) shell(ctx context.Context, m *registry.Machine, user, path stri
 	if err := authorize(r.user, r.path, commandLine); err != nil {
 		return nil, err
 	}
-	pty, err := s.newPTY(m)
+	pty, err := s.newPTY(ctx, m)
 	if err != nil {
 		return nil, err
 	}
