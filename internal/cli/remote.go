@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machined/dbus"
+	"machined/internal/sys"
 )
 
 // connectHost reaches the bus of another host through ssh(1) and

@@ -259,7 +259,10 @@ enum nss_status _nss_mymachines_gethostbyname3_r(const char *name, int af, struc
                 af = AF_INET;
         if (af != AF_INET && af != AF_INET6)
                 return fail(errnop, h_errnop, EAFNOSUPPORT, NO_DATA, NSS_STATUS_UNAVAIL);
-        status = ask_host(name, af == AF_INET ? 4 : 6, &reply, errnop, h_errnop);
+        /* Who wants the canonical name asks for all that there is, as `getent
+         * ahostsv6`; the others for addresses to connect to, of which a
+         * link-local one is none without the scope that a hostent has no room for. */
+        status = ask_host(name, canonp != NULL ? 0 : af == AF_INET ? 4 : 6, &reply, errnop, h_errnop);
         if (status != NSS_STATUS_SUCCESS)
                 return status;
         return fill_hostent(&reply, af, NULL, host, buffer, size, ttlp, canonp, errnop, h_errnop);

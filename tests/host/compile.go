@@ -21,3 +21,16 @@ func (h *Host) Compile(t testing.TB, source, to string, flags ...string) {
 	}
 	h.CopyIn(t, program, to)
 }
+
+// CompileGo makes a program of a Go package of the test's, linked to the C
+// library, and puts it into the host.
+func (h *Host) CompileGo(t testing.TB, dir, to string) {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "program")
+	cmd := exec.Command("go", "build", "-tags", "netcgo", "-o", program, "./"+dir)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("compile %s: %v\n%s", dir, err, out)
+	}
+	h.CopyIn(t, program, to)
+}

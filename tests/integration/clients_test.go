@@ -131,7 +131,19 @@ func resolves(t *testing.T, h *host.Host) {
 	h.MustRun(t, "machinectl", "copy-to", "deb", "/bin/busybox", "/usr/local/bin/busybox")
 	h.MustRun(t, "systemd-run", "-M", "deb", "-q", "--unit=web", "/usr/local/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/etc")
 	h.Shell(t, "cp /usr/bin/getent /usr/local/bin/setuid-getent; chmod u+s /usr/local/bin/setuid-getent")
+	h.CompileGo(t, "testdata/cgoresolve", "/usr/local/bin/cgoresolve")
+	if h.Suite == host.Bookworm { // a static program wants the very C library that it was linked with
+		h.Compile(t, "testdata/storm.c", "/usr/local/bin/static-storm", "-static-pie", "-Wl,--no-warnings")
+	} else {
+		h.Compile(t, "testdata/storm.c", "/usr/local/bin/static-storm")
+	}
 	for _, c := range []struct{ user, script, want string }{
+		{"", "getent ahostsv4 deb", regexp.QuoteMeta(address)},
+		{"", "getent ahostsv6 deb", `^fe80::`}, // stock's answer, as it asks for the canonical name
+		{"", "getent ahosts deb", `^fe80::[0-9a-f:]+%\d+ `},
+		{"alice", "/usr/local/bin/cgoresolve deb", regexp.QuoteMeta(address)},
+		{"alice", "/usr/local/bin/cgoresolve " + address, `^deb$`},
+		{"", "/usr/local/bin/static-storm 4 100 deb", `found 100 `},
 		{"", "getent hosts deb", `\bdeb\b`},
 		{"", "getent hosts DEB", `(?i)\bdeb\b`},
 		{"", "getent hosts deb.", `\bdeb\b`},
