@@ -160,11 +160,12 @@ func isOpaque(path string) bool {
 // cloneStack makes a clone of a mount stack: it lists the same layers, and has a
 // copy of what is the stack's own.
 func (s *Store) cloneStack(ctx context.Context, img Image, newName string, opts CloneOptions) error {
-	lock, err := s.lockImage(img, false)
-	if err != nil {
-		return err
+	for _, name := range layersOf(img.Path) {
+		// What the clone is to list must not go when the original does meanwhile.
+		if layer, err := HoldLayer(s.cfg.PoolDir, name); err == nil {
+			defer func() { _ = layer.Close() }()
+		}
 	}
-	defer lock.Close()
 	c, err := copyImage(ctx, img, s.cfg.PoolDir, newName)
 	if err != nil {
 		return err

@@ -192,6 +192,9 @@ func (s *Server) export(ctx context.Context, c *dbus.Call, kind transfer.Kind, c
 	if err != nil {
 		return nil, err
 	}
+	if kind == transfer.ExportOCI && format == "" {
+		format = string(transfer.Gzip)
+	}
 	if req.Format, err = transfer.ParseFormat(format); err != nil {
 		return nil, err
 	}

@@ -68,6 +68,9 @@ func (s *Server) manager(ctx context.Context, m *registry.Machine, member string
 			return err
 		})
 		if err != nil {
+			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
+				err = fmt.Errorf("no systemd runs inside: %w", err)
+			}
 			return fmt.Errorf("connect to bus of machine %q: %w", m.Name, err)
 		}
 		defer conn.Close()
