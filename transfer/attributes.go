@@ -102,6 +102,7 @@ const (
 	xattrDefault  = "system.posix_acl_default"
 	xattrNameMax  = 255
 	xattrValueMax = 64 << 10
+	xattrListMax  = 64 << 10
 )
 
 func setRecord(set xattrSetter, key, value string) error {

@@ -12,6 +12,7 @@ import (
 	"path"
 	"sort"
 	"time"
+	"unicode/utf8"
 
 	"machined/internal/sys"
 
@@ -64,6 +65,7 @@ type packItem struct {
 	header *tar.Header
 	data   []byte
 	file   *os.File
+	sparse []extent // of file, when it has holes
 }
 
 type mktar struct {
@@ -85,6 +87,13 @@ func (m *mktar) release(item packItem) {
 
 // put hands an entry to the writer.
 func (m *mktar) put(item packItem) error {
+	if h := item.header; !utf8.ValidString(h.Name) || !utf8.ValidString(h.Linkname) {
+		// Else libarchive wants to convert what is no text.
+		if h.PAXRecords == nil {
+			h.PAXRecords = map[string]string{}
+		}
+		h.PAXRecords["hdrcharset"] = "BINARY"
+	}
 	select {
 	case m.items <- item:
 		return nil
@@ -103,6 +112,15 @@ func (m *mktar) write(w io.Writer, done func(int64)) error {
 	one := func(item packItem) error {
 		defer m.release(item)
 		fail := func(err error) error { return fmt.Errorf("pack %q: %w", shorten(item.header.Name), err) }
+		if item.sparse != nil {
+			if err := tw.Flush(); err != nil {
+				return fail(err)
+			}
+			if err := m.writeExtents(out, item, &total, done); err != nil {
+				return fail(err)
+			}
+			return nil
+		}
 		if err := tw.WriteHeader(item.header); err != nil {
 			return fail(err)
 		}
@@ -149,6 +167,37 @@ func (m *mktar) write(w io.Writer, done func(int64)) error {
 	return out.Flush()
 }
 
+// writeExtents writes a file with holes; total counts the bytes of all files.
+func (m *mktar) writeExtents(w io.Writer, item packItem, total *int64, done func(int64)) error {
+	stored, err := writeSparseHeader(w, item.header, item.sparse)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 512<<10)
+	for _, e := range item.sparse {
+		if _, err := item.file.Seek(e.off, io.SeekStart); err != nil {
+			return err
+		}
+		for left := e.size; left > 0; {
+			if err := m.ctx.Err(); err != nil {
+				return err
+			}
+			part := buf[:min(left, int64(len(buf)))]
+			if err := readPadded(item.file, part); err != nil {
+				return err
+			}
+			if _, err := w.Write(part); err != nil {
+				return err
+			}
+			left -= int64(len(part))
+			*total += int64(len(part))
+			done(*total)
+		}
+	}
+	_, err = io.WriteString(w, padding(stored))
+	return err
+}
+
 // readPadded fills b: a file that shrank meanwhile is filled up with zeros, and
 // one that grew is cut by its reader, because its size is written already.
 func readPadded(f *os.File, b []byte) error {
@@ -189,7 +238,7 @@ func (m *mktar) node(root, node *os.File, name string) error {
 	switch kind {
 	case unix.S_IFREG:
 		h.Typeflag, h.Size = tar.TypeReg, st.Size
-		return m.regular(node, h)
+		return m.regular(node, h, st.Blocks*512 < st.Size)
 	case unix.S_IFDIR:
 		h.Typeflag, h.Name = tar.TypeDir, name+"/"
 	case unix.S_IFLNK:
@@ -231,8 +280,8 @@ func (m *mktar) node(root, node *os.File, name string) error {
 }
 
 // regular makes the entry for a regular file, which is only looked at so far:
-// opening anything else could do something.
-func (m *mktar) regular(node *os.File, h *tar.Header) error {
+// opening anything else could do something. It may have holes.
+func (m *mktar) regular(node *os.File, h *tar.Header, holes bool) error {
 	fail := func(err error) error { return fmt.Errorf("pack %q: %w", shorten(h.Name), err) }
 	file, err := sys.Reopen(node, unix.O_RDONLY)
 	if err != nil {
@@ -240,6 +289,15 @@ func (m *mktar) regular(node *os.File, h *tar.Header) error {
 	}
 	h.PAXRecords = recordsOf(fdAttributes(int(file.Fd())))
 	m.strip(h)
+	if holes && h.Size >= sparseMin {
+		if list := extents(file, h.Size); list != nil {
+			return m.put(packItem{header: h, file: file, sparse: list})
+		}
+		if _, err := file.Seek(0, io.SeekStart); err != nil {
+			_ = file.Close()
+			return fail(err)
+		}
+	}
 	if h.Size > packSmall {
 		return m.put(packItem{header: h, file: file})
 	}
@@ -335,8 +393,13 @@ func records(path string) map[string]string {
 
 // recordsOf reads the extended attributes and ACLs of a file for its header.
 func recordsOf(file attributes) map[string]string {
-	var names [4096]byte
-	n, err := file.list(names[:])
+	var few [1024]byte
+	names := few[:]
+	n, err := file.list(names)
+	if errors.Is(err, unix.ERANGE) {
+		names = make([]byte, xattrListMax)
+		n, err = file.list(names)
+	}
 	if err != nil || n == 0 {
 		return nil
 	}
