@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// This test program is its own client inside of a host: started with
+// This test program is its own client inside of a host, and its own clock there: started with
 // $BENCH_CLIENT it calls the Manager over and over and prints how long each
 // call took, in ns. It writes prepared bytes and decodes nothing, so that what
 // is timed is the daemon and the bus and not a bus library.
@@ -24,10 +24,20 @@ import (
 // benchClient runs the client if that is what was asked for.
 func benchClient() {
 	spec := os.Getenv("BENCH_CLIENT")
-	if spec == "" {
+	words := strings.Fields(spec)
+	if len(words) == 0 {
 		return
 	}
-	if err := runClient(strings.Fields(spec)); err != nil {
+	var err error
+	switch words[0] {
+	case "time":
+		err = runTimer()
+	case "CreateMachine", "RegisterMachine":
+		err = runMaker(words[0], words[1:])
+	default:
+		err = runClient(words)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "client:", err)
 		os.Exit(1)
 	}
@@ -41,15 +51,8 @@ func runClient(words []string) error {
 	if err != nil {
 		return err
 	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	c, err := dialRaw()
 	if err != nil {
-		return err
-	}
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: "/run/dbus/system_bus_socket"}); err != nil {
-		return err
-	}
-	c := &rawClient{fd: fd, in: make([]byte, 1<<20)}
-	if err := c.hello(); err != nil {
 		return err
 	}
 	var frames [][]byte
@@ -65,20 +68,55 @@ func runClient(words []string) error {
 	}
 	took := make([]time.Duration, calls)
 	for i := range took {
-		frame := frames[i%len(frames)]
-		serial := uint32(i + 2)
-		binary.LittleEndian.PutUint32(frame[8:], serial)
-		start := time.Now()
-		if err := c.call(frame, serial); err != nil {
+		if took[i], err = c.timed(frames[i%len(frames)]); err != nil {
 			return fmt.Errorf("call %d of %s: %w", i, words[0], err)
 		}
-		took[i] = time.Since(start)
 	}
+	return printTimes(took)
+}
+
+// runMaker makes a machine of each leader. Registered ones are taken back at once:
+// the leader may be the same for all.
+func runMaker(method string, leaders []string) error {
+	c, err := dialRaw()
+	if err != nil {
+		return err
+	}
+	manager := func(method string, args ...any) []byte {
+		return encodeCall("org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager", method, args...)
+	}
+	var took []time.Duration
+	for i, leader := range leaders {
+		pid, err := strconv.ParseUint(leader, 10, 32)
+		if err != nil {
+			return err
+		}
+		name := "m" + leader
+		args := []any{name, make([]byte, 16), "bench", "container", uint32(pid), ""}
+		if method == "CreateMachine" {
+			args = append(args, []struct {
+				Name  string
+				Value godbus.Variant
+			}{})
+		}
+		t, err := c.timed(manager(method, args...))
+		if err == nil && method == "RegisterMachine" {
+			_, err = c.timed(manager("UnregisterMachine", name))
+		}
+		if err != nil {
+			return fmt.Errorf("%s %d of %s: %w", method, i, name, err)
+		}
+		took = append(took, t)
+	}
+	return printTimes(took)
+}
+
+func printTimes(took []time.Duration) error {
 	var out bytes.Buffer
 	for _, t := range took {
 		fmt.Fprintln(&out, t.Nanoseconds())
 	}
-	_, err = os.Stdout.Write(out.Bytes())
+	_, err := os.Stdout.Write(out.Bytes())
 	return err
 }
 
@@ -101,9 +139,31 @@ func encodeCall(dest, path, iface, member string, args ...any) []byte {
 }
 
 type rawClient struct {
-	fd   int
-	in   []byte
-	have int
+	fd     int
+	in     []byte
+	have   int
+	serial uint32 // of the last call
+}
+
+func dialRaw() (*rawClient, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: "/run/dbus/system_bus_socket"}); err != nil {
+		return nil, err
+	}
+	c := &rawClient{fd: fd, in: make([]byte, 1<<20)}
+	return c, c.hello()
+}
+
+// timed makes a call and tells how long the reply took.
+func (c *rawClient) timed(frame []byte) (time.Duration, error) {
+	c.serial++
+	binary.LittleEndian.PutUint32(frame[8:], c.serial)
+	start := time.Now()
+	err := c.call(frame, c.serial)
+	return time.Since(start), err
 }
 
 func (c *rawClient) write(b []byte) error {
@@ -151,8 +211,8 @@ func (c *rawClient) hello() error {
 		return err
 	}
 	frame := encodeCall("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello")
-	binary.LittleEndian.PutUint32(frame[8:], 1)
-	return c.call(frame, 1)
+	_, err := c.timed(frame)
+	return err
 }
 
 // call sends a frame and waits for its reply, past signals.

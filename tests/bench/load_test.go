@@ -17,6 +17,9 @@ import (
 	"machined/tests/host"
 )
 
+// clientPath is where this program is in the hosts.
+const clientPath = "/bench-client"
+
 // installClient puts this program into the host.
 func installClient(tb testing.TB, h *host.Host) {
 	tb.Helper()
@@ -28,7 +31,7 @@ func installClient(tb testing.TB, h *host.Host) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if err := os.WriteFile(h.Path("/bench-client"), data, 0o755); err != nil {
+	if err := os.WriteFile(h.Path(clientPath), data, 0o755); err != nil {
 		tb.Fatal(err)
 	}
 }
@@ -39,7 +42,7 @@ func clients(tb testing.TB, h *host.Host, n int, spec string) []time.Duration {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	r := h.Run(ctx, "sh", "-c", fmt.Sprintf(`i=0; while [ $i -lt %d ]; do BENCH_CLIENT=%q /bench-client >/tmp/bench.$i & i=$((i+1)); done; wait; cat /tmp/bench.*; rm /tmp/bench.*`, n, spec))
+	r := h.Run(ctx, "sh", "-c", fmt.Sprintf(`i=0; while [ $i -lt %d ]; do BENCH_CLIENT=%q `+clientPath+` >/tmp/bench.$i & i=$((i+1)); done; wait; cat /tmp/bench.*; rm /tmp/bench.*`, n, spec))
 	if r.Exit != 0 || r.Stderr != "" {
 		tb.Fatal(r)
 	}
@@ -79,19 +82,18 @@ func createMachines(tb testing.TB, h *host.Host, conn *godbus.Conn, n int) []str
 	return pids
 }
 
-// BenchmarkLoad measures the daemon with many machines beside stock's: the
-// implementations take turns, since the machine that runs this does other
-// things as well. ListMachines is in µs, the middle of all calls; the look-up
+// BenchmarkLoad measures the daemon with many machines beside stock's, in turns.
+// The list is a ListMachines call, and machinectl list a whole command; the look-up
 // is the 99th percentile of eight clients that never pause.
 func BenchmarkLoad(b *testing.B) {
 	const turns = 5
 	for _, machines := range []int{100, 1000} {
-		h := bench(b)
-		installClient(b, h)
+		h := bench(b, host.Bookworm)
 		conn := h.Bus(b)
 		pids := createMachines(b, h, conn, machines)
 		list, lookup := fmt.Sprintf("list %d machines", machines), fmt.Sprintf("look-up p99, %d", machines)
 		times := map[string]map[host.Impl][]float64{list: {}, lookup: {}}
+		memory := map[host.Impl][]float64{}
 		for range turns {
 			for _, impl := range []host.Impl{host.Stock, host.Ours} {
 				if impl == host.Stock {
@@ -106,18 +108,22 @@ func BenchmarkLoad(b *testing.B) {
 				t = clients(b, h, 8, "GetMachineByPID 1500 "+strings.Join(pids[:50], " "))
 				b.Logf("%s: look-up p50 %v p99 %v; CPU of the daemon per call %.1f µs", impl, t[len(t)/2], t[len(t)*99/100], (cpuTicks(b, h)-before)*1e4/float64(len(t)))
 				times[lookup][impl] = append(times[lookup][impl], float64(t[len(t)*99/100].Nanoseconds())/1e3)
-				if impl == host.Ours {
-					b.Logf("RSS %v KiB", rss(b, h))
-				}
+				memory[impl] = append(memory[impl], rss(b, h))
 			}
+		}
+		for impl, all := range memory {
+			record(fmt.Sprintf("daemon RSS, %d machines", machines), "KiB", impl, all...)
 		}
 		for name, of := range times {
 			for impl, all := range of {
 				slices.Sort(all)
 				b.Logf("%s, %s: %.0f", name, impl, all)
-				record(b, name, impl, all[len(all)/2])
+				record(name, "µs", impl, all...)
 			}
 		}
+		race(b, fmt.Sprintf("machinectl list, %d", machines), 2, 3,
+			runner{impl: host.Stock, h: h, timedCommand: command(h.Stock("machinectl") + " list --no-pager"), ready: func() { h.RunStockDaemon(b) }},
+			runner{impl: host.Ours, h: h, timedCommand: command("machinectl list --no-pager"), ready: func() { h.RunOwnDaemon(b) }})
 	}
 }
 
@@ -136,9 +142,23 @@ func cpuTicks(tb testing.TB, h *host.Host) float64 {
 // rss is the memory of the daemon that is in RAM, in KiB.
 func rss(tb testing.TB, h *host.Host) float64 {
 	tb.Helper()
-	n, err := strconv.ParseFloat(strings.TrimSpace(h.Shell(tb, "awk '/^VmRSS/ {print $2}' /proc/"+h.DaemonPID(tb)+"/status")), 64)
+	return number(tb, h.Shell(tb, "awk '/^VmRSS/ {print $2}' /proc/"+h.DaemonPID(tb)+"/status"))
+}
+
+func number(tb testing.TB, text string) float64 {
+	tb.Helper()
+	n, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
 	if err != nil {
-		tb.Fatal(err)
+		tb.Fatalf("read a number: %v", err)
 	}
 	return n
+}
+
+// millis are times in ms.
+func millis(times []time.Duration) []float64 {
+	out := make([]float64, len(times))
+	for i, t := range times {
+		out[i] = float64(t.Nanoseconds()) / 1e6
+	}
+	return out
 }

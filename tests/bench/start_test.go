@@ -3,13 +3,7 @@
 package bench
 
 import (
-	"cmp"
-	"context"
 	"fmt"
-	"os"
-	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,106 +19,147 @@ const (
 	bwrap host.Impl = "bwrap"
 )
 
-// rounds is how often each of two programs is timed, in turns, so that what else
-// the machine does falls on both.
-const rounds = 7
+func command(words string) timedCommand { return timedCommand{Argv: strings.Fields(words)} }
 
-// timed reports the median time of a command in the host, in ms, of each
-// program, run in turns. after, untimed, takes away what the command left.
-func timed(b *testing.B, h *host.Host, name string, commands map[host.Impl]string, after string) {
-	b.Helper()
-	const script = `s=$(date +%%s%%N); %s >/dev/null || exit 1; e=$(date +%%s%%N); { %s; } >/dev/null 2>&1; echo $((e-s))`
-	took := map[host.Impl][]float64{}
-	for range rounds {
-		for impl, command := range commands {
-			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
-			r := h.Run(ctx, "sh", "-c", fmt.Sprintf(script, command, cmp.Or(after, ":")))
-			cancel()
-			if r.Exit != 0 {
-				b.Fatal(r)
-			}
-			ns, err := strconv.ParseFloat(strings.TrimSpace(r.Stdout), 64)
-			if err != nil {
-				b.Fatal(err)
-			}
-			took[impl] = append(took[impl], ns/1e6)
-		}
-	}
-	for impl, all := range took {
-		slices.Sort(all)
-		record(b, name, impl, all[len(all)/2])
-		b.ReportMetric(all[len(all)/2], strings.ReplaceAll(name, " ", "_")+"/"+string(impl)+"-ms")
+// spawners are runners of the spawner of each kind with the same options.
+func spawners(h *host.Host, options string) []runner {
+	return []runner{
+		{impl: host.Stock, h: h, timedCommand: command(h.Stock("systemd-nspawn") + " " + options)},
+		{impl: host.Ours, h: h, timedCommand: command("/usr/bin/systemd-nspawn " + options)},
 	}
 }
 
-// manyFiles is the size of the big tree.
-const manyFiles = 300_000
-
-// BenchmarkManyFiles is the start of `true` in a tree of 300,000 files on ext4:
-// as it is, with a user namespace, and in an ephemeral copy, in ms.
-func BenchmarkManyFiles(b *testing.B) {
-	h := bench(b)
-	tree := h.BusyboxTree(b, "big")
-	dir := filepath.Join(h.Machines(), "big", "srv")
-	for i := range manyFiles / 1000 {
-		d := filepath.Join(dir, strconv.Itoa(i))
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			b.Fatal(err)
-		}
-		for j := range 1000 {
-			if err := os.WriteFile(filepath.Join(d, strconv.Itoa(j)), nil, 0o644); err != nil {
-				b.Fatal(err)
-			}
-		}
-	}
-	const options = " -q --register=no --keep-unit --pipe -D "
-	ours := func(more string) map[host.Impl]string {
-		return map[host.Impl]string{host.Ours: "systemd-nspawn" + options + tree + more + " true"}
-	}
-	timed(b, h, "300,000 files", ours(""), "")
-	timed(b, h, "300,000 files, -U", ours(" -U"), "")
-	timed(b, h, "300,000 files, --ephemeral", ours(" -x"), "")
-	with, without := value("300,000 files, -U", host.Ours), value("300,000 files", host.Ours)
-	const most = 10 // ms
-	if with-without > most {
-		b.Errorf("-U costs %.1f ms, at most %d", with-without, most)
-	}
-	if x := value("300,000 files, --ephemeral", host.Ours); x > 150 {
-		b.Errorf("--ephemeral takes %.1f ms, at most 150", x)
+// eachSuite runs a benchmark beside each version of stock.
+func eachSuite(b *testing.B, f func(b *testing.B, s host.Suite)) {
+	for _, s := range host.Suites {
+		b.Run(versions[s], func(b *testing.B) { f(b, s) })
 	}
 }
+
+const unregistered = "-q --register=no --keep-unit --pipe -D /var/lib/machines/bb "
+
+// BenchmarkSpawn is the time from nothing to `true` in a tiny tree and back.
+func BenchmarkSpawn(b *testing.B) {
+	eachSuite(b, func(b *testing.B, s host.Suite) {
+		h := bench(b, s)
+		h.BusyboxTree(b, "bb")
+		race(b, of("spawn unregistered", s), 4, 8, spawners(h, unregistered+"true")...)
+		race(b, of("spawn with --as-pid2", s), 4, 4, spawners(h, unregistered+"--as-pid2 true")...)
+		race(b, of("spawn -U, own network", s), 4, 4, spawners(h, unregistered+"-U --private-network true")...)
+		registered := spawners(h, "-q --pipe -D /var/lib/machines/bb true")
+		registered[0].ready = func() { h.RunStockDaemon(b) }
+		registered[1].ready = func() { h.RunOwnDaemon(b) }
+		race(b, of("spawn registered", s), 4, 8, registered...)
+	})
+}
+
+// What ends a machine here is its init's death: stock's spawner leaves mounts behind
+// when it is killed itself.
 
 // BenchmarkBoot is the time from the spawner's start to READY=1 of the Debian
-// in the machine, in ms.
+// in the machine.
 func BenchmarkBoot(b *testing.B) {
-	h := bench(b)
-	programs := map[host.Impl]string{host.Ours: "/usr/bin/systemd-nspawn", host.Stock: h.Stock("systemd-nspawn")}
-	commands := map[host.Impl]string{}
-	for impl, program := range programs {
-		tree := h.OSTree(b, "deb-"+string(impl))
-		commands[impl] = "u=boot-$$; systemd-run -q --collect --unit=$u -p Type=notify -p NotifyAccess=all -p Delegate=yes " +
-			program + " -q -b --notify-ready=yes --register=no --keep-unit --private-network -U -D " + tree
-	}
-	timed(b, h, "boot of Debian to READY", commands, "systemctl kill -s KILL $u; while systemctl -q is-active $u; do :; done")
+	eachSuite(b, func(b *testing.B, s host.Suite) {
+		h := bench(b, s)
+		h.OSTree(b, "deb")
+		boot := spawners(h, "-q -b --notify-ready=yes --register=no --keep-unit --private-network -U -D /var/lib/machines/deb")
+		for i := range boot {
+			boot[i].Argv = append(strings.Fields("systemd-run -q --collect --unit=boot -p Type=notify -p NotifyAccess=all -p Delegate=yes"), boot[i].Argv...)
+			boot[i].After = `kill -KILL $(pgrep -P "$(systemctl show -p MainPID --value boot)"); until [ "$(systemctl show -p LoadState --value boot)" = not-found ]; do sleep 0.02; done`
+		}
+		race(b, of("boot of Debian to READY", s), 4, 3, boot...)
+	})
+}
+
+// gone waits for the end of the unit of machine deb.
+const gone = "while systemctl -q is-active systemd-nspawn@deb || machinectl -q show deb >/dev/null 2>&1; do sleep 0.05; done"
+
+// BenchmarkMachinectl is what users wait for: a machine's start, up to READY=1 of the
+// Debian in it, a command in a running one, and the program's own start.
+func BenchmarkMachinectl(b *testing.B) {
+	eachSuite(b, func(b *testing.B, s host.Suite) {
+		hosts := pair(b, s)
+		both := func(c timedCommand) []runner {
+			return []runner{{impl: host.Stock, h: hosts[host.Stock], timedCommand: c}, {impl: host.Ours, h: hosts[host.Ours], timedCommand: c}}
+		}
+		for _, h := range hosts {
+			h.OSTree(b, "deb")
+			h.MustRun(b, "machinectl", "list")
+		}
+		race(b, of("machinectl --version", s), 4, 10, both(command("machinectl --version"))...)
+		race(b, of("machinectl list", s), 4, 10, both(command("machinectl list --no-pager"))...)
+		start := command("machinectl start deb")
+		start.After = "kill -KILL $(machinectl show deb -p Leader --value); " + gone + "; systemctl reset-failed systemd-nspawn@deb 2>/dev/null || :"
+		race(b, of("machinectl start", s), 3, 3, both(start)...)
+		for _, h := range hosts {
+			h.WriteFile(b, "/etc/systemd/nspawn/deb.nspawn", "[Exec]\nNotifyReady=yes\n", 0o644)
+		}
+		race(b, of("machinectl start to READY", s), 3, 3, both(start)...)
+		for _, h := range hosts {
+			h.MustRun(b, "machinectl", "start", "deb")
+		}
+		race(b, of("machinectl shell", s), 3, 5, both(command("machinectl -q shell deb /bin/true"))...)
+		for _, h := range hosts {
+			h.Shell(b, "machinectl terminate deb; "+gone)
+		}
+	})
 }
 
 // BenchmarkOthers is `true` in the same tree by programs that do less.
 func BenchmarkOthers(b *testing.B) {
-	h := bench(b)
+	h := bench(b, host.Bookworm)
 	tree := h.BusyboxTree(b, "bb")
 	h.Shell(b, `mkdir -p /var/tmp/bundle && cd /var/tmp/bundle && crun spec && sed -i 's/"terminal": true/"terminal": false/; s/"sh"/"true"/; s|"path": "rootfs"|"path": "`+tree+`"|' config.json`)
-	commands := map[host.Impl]string{
-		host.Ours:  "systemd-nspawn -q --register=no --keep-unit --pipe -D " + tree + " true",
-		host.Stock: h.Stock("systemd-nspawn") + " -q --register=no --keep-unit --pipe -D " + tree + " true",
-		crun:       "crun run -b /var/tmp/bundle c",
-		runc:       "runc run -b /var/tmp/bundle r",
-		bwrap:      "bwrap --bind " + tree + " / --proc /proc --dev /dev --unshare-pid --unshare-ipc --unshare-uts true",
-	}
-	for impl, command := range commands {
-		if r := h.Try("sh", "-c", command); r.Exit != 0 && impl != host.Ours && impl != host.Stock {
+	runners := spawners(h, unregistered+"true")
+	for impl, c := range map[host.Impl]timedCommand{
+		// Its cgroup manager wants to lock memory without a limit, for which a host in namespaces has no right.
+		crun:  command("crun --cgroup-manager=disabled run -b /var/tmp/bundle c"),
+		runc:  command("runc run -b /var/tmp/bundle r"),
+		bwrap: command("bwrap --bind " + tree + " / --proc /proc --dev /dev --unshare-pid --unshare-ipc --unshare-uts true"),
+	} {
+		if r := h.Try(c.Argv...); r.Exit != 0 {
 			b.Logf("%s does not run here: %s", impl, r.Stderr)
-			delete(commands, impl)
+			continue
+		}
+		runners = append(runners, runner{impl: impl, h: h, timedCommand: c})
+	}
+	race(b, "true beside others", 4, 8, runners...)
+}
+
+// idle is how long a machine has run when its supervisor's memory is looked at.
+const idle = 4 * time.Second
+
+// BenchmarkMemory reports memory, and no time: the idle daemon's RSS and the
+// PSS of the spawner that stands by an idle machine.
+func BenchmarkMemory(b *testing.B) {
+	h := bench(b, host.Bookworm)
+	const rssLimit = 20 * 1024
+	for _, impl := range []host.Impl{host.Stock, host.Ours} {
+		if impl == host.Stock {
+			h.RunStockDaemon(b)
+		} else {
+			h.RunOwnDaemon(b)
+		}
+		h.MustRun(b, "machinectl", "list")
+		kib := rss(b, h)
+		record("daemon RSS", "KiB", impl, kib)
+		if impl == host.Ours && kib > rssLimit {
+			b.Errorf("idle daemon: %v KiB, at most %d", kib, rssLimit)
 		}
 	}
-	timed(b, h, "true beside others", commands, "")
+	for i, r := range spawners(h, "") {
+		name := fmt.Sprintf("idle%d", i)
+		h.BusyboxTree(b, name)
+		h.Start(b, r.Argv[0], "-q", "-M", name, "sleep", "1000000")
+		host.Eventually(b, 20*time.Second, func() error {
+			if r := h.Try("machinectl", "show", name, "-p", "Leader", "--value"); r.Exit != 0 {
+				return fmt.Errorf("%v", r)
+			}
+			return nil
+		})
+		// Idle is who has had nothing to do for a while. The supervisor is the leader's parent.
+		time.Sleep(idle)
+		record("supervisor PSS", "KiB", r.impl, number(b, h.Shell(b, `leader=$(machinectl show `+name+` -p Leader --value)
+awk '/^Pss:/ {print $2}' /proc/$(ps -o ppid= -p $leader | tr -d ' ')/smaps_rollup`)))
+	}
 }

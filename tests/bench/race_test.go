@@ -1,0 +1,133 @@
+//go:build integration
+
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"machined/tests/host"
+)
+
+// bench boots one host for a benchmark with the product over stock's.
+func bench(b *testing.B, s host.Suite) *host.Host {
+	b.Helper()
+	h := host.Boot(b, host.Config{Suite: s, Impl: host.Ours})
+	installClient(b, h)
+	return h
+}
+
+// pair boots a host with the product and one without.
+func pair(b *testing.B, s host.Suite) map[host.Impl]*host.Host {
+	b.Helper()
+	stock := host.Boot(b, host.Config{Suite: s, Impl: host.Stock})
+	installClient(b, stock)
+	return map[host.Impl]*host.Host{host.Ours: bench(b, s), host.Stock: stock}
+}
+
+// runner is a command in a host, timed from its execution to its end.
+type runner struct {
+	impl host.Impl
+	h    *host.Host
+	timedCommand
+	ready func() // called before each turn
+}
+
+// timedCommand is what the timer in the host is told. before and After are for a
+// shell there, and not timed.
+type timedCommand struct {
+	Argv          []string
+	Before, After string
+	Count         int
+}
+
+// race times commands in turns, so that what else the machine does falls on all,
+// and records milliseconds. Entering a host takes longer than what is measured, so a
+// program in the host has the clock, and b.Loop is no use.
+func race(b *testing.B, name string, turns, each int, runners ...runner) {
+	b.Helper()
+	took := map[host.Impl][]float64{}
+	for range turns {
+		for _, r := range runners {
+			if r.ready != nil {
+				r.ready()
+			}
+			r.Count = each
+			took[r.impl] = append(took[r.impl], r.time(b)...)
+		}
+	}
+	for impl, all := range took {
+		record(name, "ms", impl, all...)
+		b.ReportMetric(value(name, impl), strings.ReplaceAll(name, " ", "_")+"/"+string(impl)+"-ms")
+	}
+}
+
+// time runs the command and returns how long each run took, in ms, but for the first,
+// which finds nothing in any cache.
+func (r runner) time(b *testing.B) []float64 {
+	b.Helper()
+	spec, err := json.Marshal(r.timedCommand)
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	res := r.h.RunInput(ctx, bytes.NewReader(spec), "env", "BENCH_CLIENT=time", clientPath)
+	if res.Exit != 0 {
+		b.Fatalf("%s: %v", r.impl, res)
+	}
+	var out []float64
+	for _, field := range strings.Fields(res.Stdout) {
+		ns, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			b.Fatal(err)
+		}
+		out = append(out, float64(ns)/1e6)
+	}
+	return out[1:]
+}
+
+// runTimer is the timer in the host.
+func runTimer() error {
+	var c timedCommand
+	if err := json.NewDecoder(os.Stdin).Decode(&c); err != nil {
+		return err
+	}
+	for range c.Count + 1 {
+		if err := shell(c.Before); err != nil {
+			return err
+		}
+		cmd := exec.Command(c.Argv[0], c.Argv[1:]...)
+		var text bytes.Buffer
+		cmd.Stderr = &text
+		start := time.Now()
+		err := cmd.Run()
+		took := time.Since(start)
+		if err != nil {
+			return fmt.Errorf("%q: %w: %s", c.Argv, err, text.String())
+		}
+		if err := shell(c.After); err != nil {
+			return err
+		}
+		fmt.Println(took.Nanoseconds())
+	}
+	return nil
+}
+
+func shell(script string) error {
+	if script == "" {
+		return nil
+	}
+	if out, err := exec.Command("sh", "-ec", script).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", script, err, out)
+	}
+	return nil
+}
