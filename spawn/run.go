@@ -279,16 +279,25 @@ func (m *machine) setUp(ctx context.Context) error {
 	if err := m.writeMaps(); err != nil {
 		return err
 	}
-	if err := m.plugNetwork(); err != nil {
-		return err
+	// Links take long, and a stage needs them only if a setting may name one.
+	plug := m.plugNetwork
+	if len(m.plan.Sysctls) > 0 {
+		if err := plug(); err != nil {
+			return err
+		}
+		plug = func() error { return nil }
 	}
 	if err := m.c.Chan.Send(stage.StepMapped, &m.plan); err != nil {
 		return fmt.Errorf("start stage: %w", err)
 	}
 	// Registering needs nothing of the stage, nor the stage of it.
 	registered := make(chan error, 1)
-	m.registering.Lock()
 	go func() {
+		if err := plug(); err != nil {
+			registered <- err
+			return
+		}
+		m.registering.Lock()
 		defer m.registering.Unlock()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), registerPatience)
 		defer cancel()

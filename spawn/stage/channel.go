@@ -14,8 +14,8 @@ import (
 // Steps of the handshake. The supervisor's end sends the first kind, the
 // machine's first process answers with the second.
 const (
-	StepMapped  = "mapped"  // ids are mapped, links are in place; the plan follows
-	StepCgroup  = "cgroup"  // the process is in its cgroup, the machine registered
+	StepMapped  = "mapped"  // ids are mapped; the plan follows
+	StepCgroup  = "cgroup"  // the process is in its cgroup, links are in place, the machine is registered
 	StepExecute = "execute" // go
 
 	StepMounted = "mounted" // own /proc and /sys are there: the pins may go
