@@ -10,6 +10,8 @@ import (
 
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
+
+	"machined/internal/sys"
 )
 
 // Error names of the D-Bus specification and of sd-bus-errors(3).
@@ -106,8 +108,15 @@ func NameOf(err error) string {
 const maxErrorText = 2048
 
 // errorText is what an error reply says: valid UTF-8 without NUL, and bounded.
+// An errno at its end is written as strerror(3) has it, which people look for.
 func errorText(err error) string {
 	text := strings.ToValidUTF8(strings.ReplaceAll(err.Error(), "\x00", "\\0"), "\uFFFD")
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		if head, ok := strings.CutSuffix(text, errno.Error()); ok {
+			text = head + sys.Strerror(errno)
+		}
+	}
 	if len(text) <= maxErrorText {
 		return text
 	}

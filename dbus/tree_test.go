@@ -99,7 +99,7 @@ func TestErrorsOfCalls(t *testing.T) {
 		{"type", testPath, testName + ".Echo", []any{uint32(65)}, dbus.ErrorInvalidArgs, "Invalid arguments 'u' to call org.machined.Test.Echo(), expecting 's'."},
 		{"number", testPath, testName + ".Echo", nil, dbus.ErrorInvalidArgs, ""},
 		{"long", testPath, testName + ".Echo", []any{strings.Repeat("x", 10<<20)}, dbus.ErrorLimitsExceeded, ""},
-		{"errno", testPath, testName + ".Fail", nil, "System.Error.EROFS", `open "x": read-only file system`},
+		{"errno", testPath, testName + ".Fail", nil, "System.Error.EROFS", `open "x": Read-only file system`},
 		{"panic", testPath, testName + ".Panic", nil, dbus.ErrorFailed, ""},
 		{"method", testPath, testName + ".Nope", nil, dbus.ErrorUnknownMethod, "Unknown method Nope or interface org.machined.Test."},
 		{"interface", testPath, "org.nope.Nope", nil, dbus.ErrorUnknownMethod, "Unknown method Nope or interface org.nope."},

@@ -66,7 +66,6 @@ func runCat(a *app, _ context.Context, names []string) error {
 		return err
 	}
 	var failed error
-	first := true
 	for _, name := range names {
 		path, _, err := findSettings(name)
 		if err != nil {
@@ -81,10 +80,6 @@ func runCat(a *app, _ context.Context, names []string) error {
 		if err != nil {
 			return cli.Failf("Failed to read %s: %s", path, cli.Reason(err))
 		}
-		if !first {
-			fmt.Fprintln(a.page())
-		}
-		first = false
 		fmt.Fprintf(a.page(), "%s\n%s", a.term.Paint(cli.StyleNumber, "# "+path), text)
 	}
 	return failed

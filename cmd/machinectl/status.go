@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -85,7 +86,7 @@ func (a *app) gather(ctx context.Context, object cli.Object, all map[string]godb
 		}
 	}
 	var addresses []address
-	if s.Class != "host" && quiet.Call(ctx, object, "GetAddresses", nil, &addresses) == nil {
+	if quiet.Call(ctx, object, "GetAddresses", nil, &addresses) == nil {
 		for _, one := range addresses {
 			text := one.String()
 			if one.Family == 10 && len(netifs) == 1 {
@@ -221,18 +222,22 @@ func (a *app) journal(ctx context.Context, s *machineStatus) []byte {
 	if err != nil {
 		return nil
 	}
-	args := []string{"--no-pager", "--quiet", "--lines=" + decimal(a.opts.lines), "--output=" + a.opts.output}
-	// By the run of the unit: --since with --lines means the first lines to
-	// older journalctl.
+	args := []string{"--no-pager", "--quiet"}
+	// By the run of the unit.
 	if id, err := a.bus.UnitProperty(ctx, s.Unit, "Unit", "InvocationID"); err == nil {
 		if raw, ok := id.([]byte); ok && len(raw) > 0 {
 			text := hex.EncodeToString(raw)
 			args = append(args, "_SYSTEMD_INVOCATION_ID="+text, "+", "INVOCATION_ID="+text)
 		}
 	}
-	if args[len(args)-1] == "--output="+a.opts.output {
+	if len(args) == 2 {
 		args = append(args, "--unit="+s.Unit)
 	}
+	lines := linesSince(ctx, path, append([]string{"--lines=" + decimal(a.opts.lines)}, args...), s.Timestamp)
+	if lines == 0 {
+		return nil
+	}
+	args = append([]string{"--lines=" + strconv.Itoa(lines), "--output=" + a.opts.output}, args...)
 	columns := a.term.Width
 	if a.opts.full || a.page().Paged || !a.term.OutTTY {
 		args = append([]string{"--full"}, args...)
@@ -249,4 +254,28 @@ func (a *app) journal(ctx context.Context, s *machineStatus) []byte {
 	// Without the right to read the journal there is nothing to show.
 	_ = journal.Run()
 	return text.Bytes()
+}
+
+// linesSince counts the entries, of those that journalctl shows with args, that
+// are not older than since, in µs of the clock. What the unit did before is not
+// the machine's; --since with --lines would mean the first lines to older
+// journalctl.
+func linesSince(ctx context.Context, journalctl string, args []string, since uint64) int {
+	out, err := exec.CommandContext(ctx, journalctl, append([]string{"--output=json", "--output-fields=PRIORITY"}, args...)...).Output()
+	if err != nil {
+		return 0
+	}
+	n := 0
+	for line := range bytes.Lines(out) {
+		var entry struct {
+			Time string `json:"__REALTIME_TIMESTAMP"`
+		}
+		if json.Unmarshal(line, &entry) != nil {
+			continue
+		}
+		if usec, err := strconv.ParseUint(entry.Time, 10, 64); err == nil && usec >= since {
+			n++
+		}
+	}
+	return n
 }

@@ -3,7 +3,8 @@ package cli
 import (
 	"errors"
 	"syscall"
-	"unicode"
+
+	"machined/internal/sys"
 )
 
 // errnoText writes an error of the system as the C library does; another error
@@ -16,12 +17,5 @@ func errnoText(err error) string {
 	return Strerror(errno)
 }
 
-// Strerror is strerror(3): Go's table has the same words but no capital.
-func Strerror(errno syscall.Errno) string {
-	text := []rune(errno.Error())
-	if len(text) == 0 {
-		return "Unknown error"
-	}
-	text[0] = unicode.ToUpper(text[0])
-	return string(text)
-}
+// Strerror is strerror(3).
+func Strerror(errno syscall.Errno) string { return sys.Strerror(errno) }

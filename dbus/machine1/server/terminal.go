@@ -71,6 +71,9 @@ func (s *Server) manager(ctx context.Context, m *registry.Machine, member string
 			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
 				err = fmt.Errorf("no systemd runs inside: %w", err)
 			}
+			if errors.Is(err, unix.ENOENT) {
+				return dbus.Errorf(dbus.ErrorFileNotFound, "There is no system bus in container %s: %w", m.Name, err)
+			}
 			return fmt.Errorf("connect to bus of machine %q: %w", m.Name, err)
 		}
 		defer conn.Close()
