@@ -128,7 +128,7 @@ func TestPolkitMatrix(t *testing.T) {
 		check("to authenticate", askFirst, func(n, a string) string { return as("alice", "quiet", "bb", n, a) })
 		check("to authenticate, nobody to ask", askFirst, func(n, a string) string { return as("alice", "ask", "bb", n, a) })
 		t.Run("agent", func(t *testing.T) {
-			withAgent(t, h, func(flag, n, a string) string { return command(flag, "bb", n, a) })
+			withAgent(t, h, denied, command("ask", "bb", "KillMachine", "ssi MACHINE leader 18"))
 		})
 		t.Run("owner", func(t *testing.T) {
 			rule("YES")
@@ -156,18 +156,19 @@ func TestPolkitMatrix(t *testing.T) {
 	})
 }
 
-// withAgent calls with the text agent of polkit at hand, which a person answers
-// with the right password, and with a wrong one.
-func withAgent(t *testing.T, h *host.Host, command func(flag, name, arguments string) string) {
+// withAgent runs a call, which prints OK or its error, with the text agent of
+// polkit at hand, which a person answers with the right password, and with a
+// wrong one: then the error is refused.
+func withAgent(t *testing.T, h *host.Host, refused, command string) {
+	t.Helper()
 	if h.Try("sh", "-c", "command -v pkttyagent").Exit != 0 {
 		t.Skip("no pkttyagent here")
 	}
 	for _, c := range []struct {
 		password, want string
-	}{{"secret", "OK"}, {"wrong", denied}} {
+	}{{"secret", "OK"}, {"wrong", refused}} {
 		// The agent is there for the shell's process, which becomes the caller.
-		script := "mkfifo /tmp/agent.$$; pkttyagent --process $$ --notify-fd 3 3>/tmp/agent.$$ & cat /tmp/agent.$$; exec " +
-			command("ask", "KillMachine", "ssi MACHINE leader 18")
+		script := "mkfifo /tmp/agent.$$; pkttyagent --process $$ --notify-fd 3 3>/tmp/agent.$$ & cat /tmp/agent.$$; exec " + command
 		p := h.StartTTY(t, "alice", "bash", "-c", script)
 		p.Expect(t, "assword:")
 		// The agent throws away what was typed before it turned the echo off, and
