@@ -13,7 +13,7 @@ INSTALL   = DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" MULTIARCH="$(MULTIARCH)" BIN
 
 export CGO_ENABLED = 0
 
-.PHONY: all build nss install uninstall demo test test-unit test-root integration bench crash soak fuzz lint man clean help $(PROGRAMS)
+.PHONY: all build nss install uninstall demo test test-unit test-root integration test-vm bench crash soak fuzz lint man clean help $(PROGRAMS)
 
 all: build
 
@@ -47,6 +47,10 @@ test-root: ## tests that need root
 
 integration: ## tests in booted hosts (root)
 	@scripts/test.sh integration
+
+test-vm: build nss ## tests in a virtual machine: limits, Verity, LUKS, ipvlan, udev (root; SUITE=bookworm, IMPL=stock)
+	@scripts/vm-packages.sh
+	$(GO) test -tags vm -count=1 -timeout 60m -v ./tests/vm/
 
 bench: build ## benchmarks, beside stock where there is one (BENCH=regexp)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...

@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"machined/internal/dm"
 	"machined/internal/gpt"
-	"machined/internal/imagepolicy"
 	"machined/internal/loopdev"
 	"machined/internal/pathlock"
 	"machined/spawn/stage"
@@ -43,16 +43,16 @@ func (m *machine) attachDisk(ctx context.Context) error {
 		return err
 	}
 	defer f.Close()
-	found, err := m.partitions(f)
+	c, err := m.contents(f, path)
 	if err != nil {
 		return fmt.Errorf("image %q: %w", o.Image, err)
 	}
-	mounts, err := gpt.Mounts(found)
+	mounts, err := gpt.Mounts(c.found)
 	if err != nil {
 		return fmt.Errorf("image %q: %w", o.Image, err)
 	}
 	for _, p := range mounts {
-		part, err := m.attachPartition(ctx, f, p, readOnly)
+		part, err := m.attachPartition(ctx, f, c, p, readOnly)
 		if err != nil {
 			return fmt.Errorf("image %q: %w", o.Image, err)
 		}
@@ -97,102 +97,45 @@ func openDisk(path string, readOnly bool) (*os.File, bool, error) {
 	return f, readOnly, nil
 }
 
-// partitions are those of an image that the policy lets be used.
-func (m *machine) partitions(f *os.File) (map[string]gpt.Partition, error) {
-	size, err := f.Seek(0, 2)
-	if err != nil {
-		return nil, err
-	}
-	disk, err := gpt.Read(f, size)
-	if err != nil {
-		return nil, err
-	}
-	found, err := disk.Discover()
-	if err != nil {
-		return nil, err
-	}
-	verity, err := m.veritySettings()
-	if err != nil {
-		return nil, err
-	}
-	if verity.hash != nil {
-		return nil, fmt.Errorf("a root hash is given (%s), and images protected by Verity are not supported yet: %w", verity.from, errors.ErrUnsupported)
-	}
-	ways, err := allowed(m.opts.ImagePolicy, found)
-	if err != nil {
-		return nil, err
-	}
-	for designator, p := range found {
-		way := ways[designator]
-		switch {
-		case way == 0:
-			delete(found, designator)
-		case p.FSType == "crypto_LUKS":
-			return nil, fmt.Errorf("the %s partition is encrypted, which is not supported yet: %w", designator, errors.ErrUnsupported)
-		case way&imagepolicy.Unprotected == 0:
-			return nil, fmt.Errorf("the %s partition has to be protected by Verity, which is not supported yet: %w", designator, errors.ErrUnsupported)
-		}
-	}
-	return found, nil
-}
-
-// allowed asks the policy about each kind of partition: the protections that each
-// may be used with, none for those to be left alone.
-func allowed(policy *imagepolicy.Policy, found map[string]gpt.Partition) (map[string]imagepolicy.Flags, error) {
-	if policy == nil {
-		policy = &imagepolicy.Container
-	}
-	ways := map[string]imagepolicy.Flags{}
-	for _, designator := range imagepolicy.Designators {
-		p, ok := found[designator]
-		if !ok {
-			if _, err := policy.Check(designator, nil); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		part := imagepolicy.Partition{Ways: imagepolicy.Unprotected, ReadOnly: p.ReadOnly(), GrowFS: p.GrowFS()}
-		if p.FSType == "crypto_LUKS" {
-			part.Ways = imagepolicy.Encrypted
-		}
-		if _, ok := found[designator+"-verity"]; ok {
-			part.Ways |= imagepolicy.Verity
-			if _, ok := found[designator+"-verity-sig"]; ok {
-				part.Ways |= imagepolicy.Signed
-			}
-		}
-		use, err := policy.Check(designator, &part)
-		if err != nil {
-			return nil, err
-		}
-		ways[designator] = use
-	}
-	return ways, nil
-}
-
-// attachPartition makes a partition a block device.
-func (m *machine) attachPartition(ctx context.Context, f *os.File, p gpt.Mount, readOnly bool) (stage.Partition, error) {
-	ro := readOnly || p.ReadOnly()
+// attachPartition makes a partition a block device, one that is decrypted or verified
+// where it has to be. All of them go away with this process.
+func (m *machine) attachPartition(ctx context.Context, f *os.File, c *contents, p gpt.Mount, readOnly bool) (stage.Partition, error) {
+	verified := c.guards(p.Designator)
+	ro := readOnly || p.ReadOnly() || verified
 	switch p.FSType {
 	case "":
 		return stage.Partition{}, fmt.Errorf("the file system of partition %d (%s) is unknown", p.Number, p.Designator)
 	case "DM_verity_hash", "swap":
 		return stage.Partition{}, fmt.Errorf("partition %d (%s) is no file system but %s", p.Number, p.Designator, p.FSType)
 	}
-	fixed := readOnlyFS[p.FSType]
-	dev, err := loopdev.Attach(f, p.Offset, p.Size, ro || fixed)
+	dev, err := loopdev.Attach(f, p.Offset, p.Size, ro || readOnlyFS[p.FSType])
 	if err != nil {
 		return stage.Partition{}, fmt.Errorf("attach partition %d: %w", p.Number, err)
 	}
 	m.undo(func() { _ = dev.Close() })
+	device, fstype := dev.Path, p.FSType
+	var mapped *dm.Device
+	switch {
+	case fstype == luksFS:
+		mapped, fstype, err = m.decrypted(ctx, dev, p, ro)
+	case verified:
+		mapped, err = m.verified(f, c.verity, dev, p)
+	}
+	if err != nil {
+		return stage.Partition{}, err
+	}
+	if mapped != nil {
+		m.undo(func() { _ = mapped.Close() })
+		device = mapped.Path
+	}
 	if !ro {
-		if err := m.fsck(ctx, dev.Path, p.FSType); err != nil {
+		if err := m.fsck(ctx, device, fstype); err != nil {
 			return stage.Partition{}, fmt.Errorf("partition %d (%s): %w", p.Number, p.Designator, err)
 		}
 	}
 	return stage.Partition{
-		Device: dev.Path, FSType: p.FSType, Dest: p.Where, Designator: p.Designator,
-		ReadOnly: ro || fixed, Grow: p.GrowFS() && !ro,
+		Device: device, FSType: fstype, Dest: p.Where, Designator: p.Designator,
+		ReadOnly: ro || readOnlyFS[fstype], Grow: p.GrowFS() && !ro,
 	}, nil
 }
 

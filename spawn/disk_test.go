@@ -40,7 +40,7 @@ func TestAllowed(t *testing.T) {
 			}
 			policy = &p
 		}
-		ways, err := allowed(policy, found)
+		ways, err := allowed(policy, found, nil)
 		var used []string
 		for _, d := range []string{"home", "root", "root-verity", "srv", "swap"} {
 			if ways[d] != 0 {
@@ -66,24 +66,24 @@ func TestVeritySettings(t *testing.T) {
 	put("a.raw", "")
 	o := Default()
 	m := &machine{opts: &o, root: image}
-	if v, err := m.veritySettings(); err != nil || v.hash != nil {
+	if v, err := m.veritySettings(m.root); err != nil || v.hash != nil {
 		t.Errorf("no sidecar: got %+v, %v", v, err)
 	}
 	put("a.roothash", hash+"\n")
 	put("a.verity", "x")
 	put("a.roothash.p7s", "x")
-	v, err := m.veritySettings()
+	v, err := m.veritySettings(m.root)
 	if err != nil || len(v.hash) != 32 || v.data != filepath.Join(dir, "a.verity") || v.sig != filepath.Join(dir, "a.roothash.p7s") {
 		t.Errorf("sidecars: got %+v, %v", v, err)
 	}
 	t.Setenv("SYSTEMD_DISSECT_VERITY_SIDECAR", "0")
-	if v, err := m.veritySettings(); err != nil || v.hash != nil || v.data != "" {
+	if v, err := m.veritySettings(m.root); err != nil || v.hash != nil || v.data != "" {
 		t.Errorf("sidecars off: got %+v, %v", v, err)
 	}
 	t.Setenv("SYSTEMD_DISSECT_VERITY_SIDECAR", "1")
 	for _, bad := range []string{"", "xy", hash[:30], hash + "0"} {
 		put("a.roothash", bad)
-		if v, err := m.veritySettings(); err == nil {
+		if v, err := m.veritySettings(m.root); err == nil {
 			t.Errorf("root hash %q: got %+v", bad, v)
 		}
 	}

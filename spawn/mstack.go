@@ -180,15 +180,15 @@ func (m *machine) diskLayer(ctx context.Context, e stackEntry, readOnly bool) (s
 		return stage.Layer{}, err
 	}
 	defer f.Close()
-	found, err := m.partitions(f)
+	c, err := m.contents(f, e.path)
 	if err != nil {
 		return stage.Layer{}, fmt.Errorf("image %q: %w", e.path, err)
 	}
-	p, ok := found["root"]
+	p, ok := c.found["root"]
 	if !ok {
 		return stage.Layer{}, fmt.Errorf("image %q: %w", e.path, gpt.ErrNoRoot)
 	}
-	part, err := m.attachPartition(ctx, f, gpt.Mount{Partition: p, Designator: "root", Where: "/"}, readOnly)
+	part, err := m.attachPartition(ctx, f, c, gpt.Mount{Partition: p, Designator: "root", Where: "/"}, readOnly)
 	if err != nil {
 		return stage.Layer{}, fmt.Errorf("image %q: %w", e.path, err)
 	}

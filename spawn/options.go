@@ -29,14 +29,16 @@ type Options struct {
 	RootHash    []byte
 	RootHashSig string
 	VerityData  string
-	MStack      string // directory of a mount stack
-	OCIBundle   string
-	Bundle      *oci.Config // what is in it; nil without
-	Ephemeral   bool
-	ReadOnly    bool
-	Volatile    string
-	PivotNew    string
-	PivotOld    string
+	// NoAskPassword never asks for a passphrase on the terminal.
+	NoAskPassword bool
+	MStack        string // directory of a mount stack
+	OCIBundle     string
+	Bundle        *oci.Config // what is in it; nil without
+	Ephemeral     bool
+	ReadOnly      bool
+	Volatile      string
+	PivotNew      string
+	PivotOld      string
 
 	StartMode   settings.StartMode
 	Args        []string

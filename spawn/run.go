@@ -38,6 +38,8 @@ type machine struct {
 	unit     *ownUnit
 	failed   bool // there was no payload: nothing may be left
 	tempDirs []string
+	// passphrase is one that has opened a partition of the image.
+	passphrase []byte
 
 	logMu       sync.Mutex
 	registering sync.Mutex // held while machined and PID 1 look at the first process

@@ -1,9 +1,11 @@
 package spawn
 
 import (
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -12,47 +14,69 @@ import (
 	"machined/spawn/settings"
 )
 
-// verity is what protects the root of a disk image.
+// verity is what protects the root, or /usr, of a disk image.
 type verity struct {
-	hash []byte // nil: nothing
-	from string // where it was found, for people
-	data string // file or device with the hashes, "" for a partition of the image
-	sig  string // file with the signature, or "base64:" and it, "" for none
+	designator string // root or usr
+	hash       []byte // nil: nothing
+	from       string // where it was found, for people
+	data       string // file or device with the hashes, "" for a partition of the image
+	sig        string // file with the signature, or "base64:" and it, "" for none
+	embedded   []byte // signature of a partition of the image
+	explicit   bool   // the hash was asked for, not found
+	sigAsked   bool   // and so was the signature
 }
 
-// maxHashText bounds a root hash in hexadecimal digits.
-const maxHashText = 1024
+// Bounds of what lies beside an image, in bytes.
+const (
+	maxHashText  = 1024
+	maxSignature = 1 << 20
+)
 
 // veritySettings are the options, completed by what lies beside the image or in its
 // extended attributes (systemd-nspawn(1), --root-hash=).
-func (m *machine) veritySettings() (verity, error) {
+func (m *machine) veritySettings(image string) (verity, error) {
 	o := m.opts
-	v := verity{hash: o.RootHash, from: "--root-hash=", data: o.VerityData, sig: o.RootHashSig}
-	if text, ok := os.LookupEnv("SYSTEMD_DISSECT_VERITY_SIDECAR"); ok {
-		if on, err := settings.ParseBool(text); err == nil && !on {
-			return v, nil
-		}
+	v := verity{
+		designator: "root", hash: o.RootHash, from: "--root-hash=", data: o.VerityData, sig: o.RootHashSig,
+		explicit: o.RootHash != nil, sigAsked: o.RootHashSig != "",
 	}
-	stem := strings.TrimSuffix(m.root, ".raw")
-	if v.hash == nil {
-		text, from, err := sidecarHash(m.root, stem)
+	if off("SYSTEMD_DISSECT_VERITY_SIDECAR") {
+		return v, nil
+	}
+	stem := strings.TrimSuffix(image, ".raw")
+	for _, side := range []struct{ designator, name string }{{"root", "roothash"}, {"usr", "usrhash"}} {
+		if v.hash != nil {
+			break
+		}
+		text, from, err := sidecarHash(image, stem, side.name)
 		if err != nil {
 			return v, err
 		}
-		if text != "" {
-			v.from = from
-			if v.hash, err = hex.DecodeString(text); err != nil || len(v.hash) < 16 {
-				return v, fmt.Errorf("root hash %.70q in %s is not at least 128 bits in hexadecimal digits", text, from)
-			}
+		if text == "" {
+			continue
+		}
+		v.designator, v.from = side.designator, from
+		if v.hash, err = hex.DecodeString(text); err != nil || len(v.hash) < 16 {
+			return v, fmt.Errorf("root hash %.70q in %s is not at least 128 bits in hexadecimal digits", text, from)
 		}
 	}
 	if v.data == "" {
 		v.data = existing(stem + ".verity")
 	}
 	if v.sig == "" {
-		v.sig = existing(stem + ".roothash.p7s")
+		v.sig = existing(stem + "." + map[string]string{"root": "roothash", "usr": "usrhash"}[v.designator] + ".p7s")
 	}
 	return v, nil
+}
+
+// off tells whether a switch of stock's is turned off in the environment.
+func off(name string) bool {
+	text, ok := os.LookupEnv(name)
+	if !ok {
+		return false
+	}
+	on, err := settings.ParseBool(text)
+	return err == nil && !on
 }
 
 func existing(name string) string {
@@ -62,15 +86,15 @@ func existing(name string) string {
 	return name
 }
 
-// sidecarHash reads the root hash of an image's extended attribute, or of the file
+// sidecarHash reads a root hash of an image's extended attribute, or of the file
 // beside it.
-func sidecarHash(image, stem string) (text, from string, err error) {
+func sidecarHash(image, stem, kind string) (text, from string, err error) {
 	buf := make([]byte, maxHashText)
-	const attr = "user.verity.roothash"
+	attr := "user.verity." + kind
 	if n, err := unix.Getxattr(image, attr, buf); err == nil {
 		return strings.TrimSpace(string(buf[:n])), attr, nil
 	}
-	name := stem + ".roothash"
+	name := stem + "." + kind
 	f, err := os.Open(name)
 	if errors.Is(err, os.ErrNotExist) {
 		return "", "", nil
@@ -84,4 +108,27 @@ func sidecarHash(image, stem string) (text, from string, err error) {
 		return "", "", fmt.Errorf("read root hash %s: %w", name, err)
 	}
 	return strings.TrimSpace(string(buf[:n])), name, nil
+}
+
+// signature returns the signature of the root hash, nil where there is none.
+func (v *verity) signature() ([]byte, error) {
+	if text, ok := strings.CutPrefix(v.sig, "base64:"); ok {
+		return base64.StdEncoding.DecodeString(text)
+	}
+	if v.sig == "" {
+		return v.embedded, nil
+	}
+	f, err := os.Open(v.sig)
+	if err != nil {
+		return nil, fmt.Errorf("open signature of the root hash: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxSignature))
+	if err == nil && len(b) == 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read signature of the root hash: %w", err)
+	}
+	return b, nil
 }

@@ -243,6 +243,7 @@ var mayAct = []struct {
 	{pkg: "internal/cli", calls: []string{"Kill"}, why: "a client ends by the signal that interrupted it: kills itself"},
 	{pkg: "cmd/machine-spawn", calls: []string{"Kill"}, why: "ends by the signal that interrupted it: kills itself"},
 	{pkg: "cmd/machine-importd", calls: []string{"Kill"}, why: "ends its own workers"},
+	{pkg: "tests/vm", calls: []string{"Kill"}, why: "ends commands of the test's that take too long"},
 	{pkg: "tests/host", why: "is a spawner of its own, so that a bug in the product cannot hide in the harness"},
 }
 

@@ -566,7 +566,7 @@ func (c *commandLine) otherFlags() {
 	})
 	c.flag("", "cleanup", "", "Clean up left-over mounts and underlying mount points used by the container", func() error { o.Cleanup = true; return nil })
 	c.flag("", "no-pager", "", "Do not pipe output into a pager", func() error { return nil })
-	c.flag("", "no-ask-password", "", "Do not prompt for password", func() error { return nil })
+	c.flag("", "no-ask-password", "", "Do not prompt for password", func() error { o.NoAskPassword = true; return nil })
 	c.flag("", "system", "", "Run in the system service manager scope", func() error { return nil })
 	c.flag("", "help", "h", "Show this help", func() error { c.usage(); return errDone })
 	c.flag("", "version", "", "Print version string", func() error { fmt.Println("machine-spawn " + version); return errDone })

@@ -106,9 +106,53 @@ var places = map[string]string{
 // designator: the discoverable ones, or the one that can only be the root. Those
 // that ask to be left alone are not among them. Of more than one of a kind the
 // first counts, but for root and /usr, where the newest does by its label.
-func (d *Disk) Discover() (map[string]Partition, error) { return d.discoverFor(runtime.GOARCH) }
+func (d *Disk) Discover() (map[string]Partition, error) {
+	return d.discoverFor(runtime.GOARCH, Wanted{})
+}
 
-func (d *Disk) discoverFor(arch string) (map[string]Partition, error) {
+// Wanted picks partitions by their ids, which the Discoverable Partitions
+// Specification makes of the halves of a Verity root hash.
+type Wanted struct {
+	Designator      string // root or usr, "" for no preference
+	Data, Verity    GUID
+	VerityElsewhere bool // the hashes are not in the image
+}
+
+// MakeWanted is what a root hash wants of an image.
+func MakeWanted(designator string, hash []byte, verityElsewhere bool) Wanted {
+	return Wanted{designator, GUID(hash[:16]), GUID(hash[len(hash)-16:]), verityElsewhere}
+}
+
+// passes tells whether a partition may be what it is by its type.
+func (w Wanted) passes(designator string, p Partition) bool {
+	switch {
+	case w.Designator == "":
+		return true
+	case designator == w.Designator:
+		return p.ID == w.Data
+	case designator == w.Designator+"-verity":
+		return p.ID == w.Verity
+	}
+	return true
+}
+
+// DiscoverWanted is Discover of an image that a root hash is known of. It is ErrNoRoot
+// when the hash is of another image.
+func (d *Disk) DiscoverWanted(w Wanted) (map[string]Partition, error) {
+	found, err := d.discoverFor(runtime.GOARCH, w)
+	if err != nil || w.Designator == "" {
+		return found, err
+	}
+	if _, ok := found[w.Designator]; !ok {
+		return nil, fmt.Errorf("no partition has the id that the root hash stands for: %w", ErrNoRoot)
+	}
+	if _, ok := found[w.Designator+"-verity"]; !ok && !w.VerityElsewhere {
+		return nil, fmt.Errorf("no Verity partition has the id that the root hash stands for: %w", ErrNoRoot)
+	}
+	return found, nil
+}
+
+func (d *Disk) discoverFor(arch string, w Wanted) (map[string]Partition, error) {
 	found := map[string]Partition{}
 	switch d.Table {
 	case TableNone:
@@ -124,15 +168,15 @@ func (d *Disk) discoverFor(arch string) (map[string]Partition, error) {
 			found["root"] = p
 		}
 	case TableGPT:
-		d.discover(arch, found)
+		d.discover(arch, w, found)
 		_, root := found["root"]
 		_, usr := found["usr"]
 		if other, ok := secondary[arch]; ok && !root && !usr {
-			d.discover(other, found)
+			d.discover(other, w, found)
 			_, root = found["root"]
 			_, usr = found["usr"]
 		}
-		if root || usr {
+		if root || usr || w.Designator != "" && !w.VerityElsewhere {
 			break
 		}
 		for _, p := range d.Partitions {
@@ -148,7 +192,7 @@ func (d *Disk) discoverFor(arch string) (map[string]Partition, error) {
 	return found, nil
 }
 
-func (d *Disk) discover(arch string, found map[string]Partition) {
+func (d *Disk) discover(arch string, w Wanted, found map[string]Partition) {
 	for _, p := range d.Partitions {
 		typ := p.Type.String()
 		designator := shared[typ]
@@ -162,7 +206,7 @@ func (d *Disk) discover(arch string, found map[string]Partition) {
 			}
 		}
 		switch {
-		case designator == "", designator == "esp" && p.Flags&flagNoBlockIO != 0, designator != "esp" && p.NoAuto():
+		case designator == "", designator == "esp" && p.Flags&flagNoBlockIO != 0, designator != "esp" && p.NoAuto(), !w.passes(designator, p):
 			continue
 		}
 		old, dup := found[designator]
@@ -202,7 +246,7 @@ func Mounts(found map[string]Partition) ([]Mount, error) {
 func (d *Disk) Plan() ([]Mount, error) { return d.planFor(runtime.GOARCH) }
 
 func (d *Disk) planFor(arch string) ([]Mount, error) {
-	found, err := d.discoverFor(arch)
+	found, err := d.discoverFor(arch, Wanted{})
 	if err != nil {
 		return nil, err
 	}

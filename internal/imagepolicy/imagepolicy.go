@@ -277,6 +277,10 @@ func (f Flags) String() string {
 			if f&Encrypted == 0 && f&n.flag != 0 {
 				words = append(words, n.name)
 			}
+		case Encrypted | EncryptedWithIntegrity:
+			if f&Encrypted != 0 {
+				words = append(words, n.name)
+			}
 		default:
 			if f&n.flag == n.flag {
 				words = append(words, n.name)
