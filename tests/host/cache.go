@@ -65,6 +65,9 @@ func flock(path string) (*os.File, error) {
 }
 
 func bootstrap(ctx context.Context, r recipe, dir string) error {
+	if r.base != nil {
+		return extend(ctx, r, dir)
+	}
 	debs := filepath.Join(CacheDir(), "debs-"+string(r.suite))
 	if err := os.MkdirAll(debs, 0o755); err != nil {
 		return err
@@ -84,6 +87,37 @@ func bootstrap(ctx context.Context, r recipe, dir string) error {
 		{"debootstrap", "--variant=minbase", "--cache-dir=" + debs, "--include=" + strings.Join(r.packages, ","), string(r.suite), dir, mirror()},
 		{"chroot", dir, "/bin/sh", "-ec", r.script},
 	}
+	return buildSteps(ctx, log, steps)
+}
+
+// extend installs packages into a copy of another recipe's tree.
+func extend(ctx context.Context, r recipe, dir string) error {
+	base, err := ensure(ctx, *r.base)
+	if err != nil {
+		return err
+	}
+	log, err := os.Create(filepath.Join(CacheDir(), r.name()+".log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	const install = `cp -a --reflink=auto "$1" "$2"
+mount -t proc proc "$2/proc"
+mount --rbind /dev "$2/dev"
+cp -L --remove-destination /etc/resolv.conf "$2/etc/resolv.conf"
+printf '#!/bin/sh\nexit 101\n' >"$2/usr/sbin/policy-rc.d"; chmod 755 "$2/usr/sbin/policy-rc.d"
+echo "deb $3 $4 main" >"$2/etc/apt/sources.list"
+export DEBIAN_FRONTEND=noninteractive; dir=$2; shift 4
+chroot "$dir" apt-get -q update
+chroot "$dir" apt-get -qy --no-install-recommends install "$@"
+rm -f "$dir/usr/sbin/policy-rc.d" "$dir/etc/resolv.conf"`
+	return buildSteps(ctx, log, [][]string{
+		append([]string{"sh", "-ec", install, "install", base, dir, mirror(), string(r.suite)}, r.packages...),
+		{"chroot", dir, "/bin/sh", "-ec", r.script},
+	})
+}
+
+func buildSteps(ctx context.Context, log *os.File, steps [][]string) error {
 	for _, argv := range steps {
 		// Namespaces of its own, so that nothing it mounts or leaves running stays.
 		argv = append([]string{"--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"}, argv...)

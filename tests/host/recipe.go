@@ -26,7 +26,8 @@ type recipe struct {
 	kind     string
 	suite    Suite
 	packages []string
-	script   string // run with chroot in the finished tree
+	script   string  // run with chroot in the finished tree
+	base     *recipe // tree that it starts from; nil: an empty one
 }
 
 // hostPackages are what a host has installed; the programs of the suites too.
@@ -43,6 +44,9 @@ var hostPackages = []string{
 var osPackages = []string{
 	"systemd", "systemd-sysv", "dbus", "iproute2", "libpam-systemd", "procps", "passwd",
 }
+
+// enginePackages make an OS tree one that runs containers itself.
+var enginePackages = []string{"podman", "crun", "netavark", "nftables", "busybox-static"}
 
 // trim drops what no test reads, so that copies of a tree are cheap.
 const trim = `
@@ -93,9 +97,28 @@ func osRecipe(s Suite) recipe {
 	return recipe{kind: "os", suite: s, packages: osPackages, script: osScript}
 }
 
+// engineScript leaves a container's tree as /root/busybox.tar, so that no test needs
+// a registry.
+const engineScript = trim + `
+mkdir -p /tmp/bb/bin
+cp /bin/busybox /tmp/bb/bin/
+for a in sh id cat echo mount ip wget; do ln -s busybox "/tmp/bb/bin/$a"; done
+tar -C /tmp/bb -cf /root/busybox.tar .
+rm -rf /tmp/bb
+`
+
+func engineRecipe(s Suite) recipe {
+	base := osRecipe(s)
+	return recipe{kind: "engine", suite: s, packages: enginePackages, script: engineScript, base: &base}
+}
+
 // name is the recipe's folder in the cache.
 func (r recipe) name() string {
-	sum := sha256.Sum256([]byte(r.kind + "\n" + string(r.suite) + "\n" + strings.Join(r.packages, ",") + "\n" + r.script))
+	base := ""
+	if r.base != nil {
+		base = r.base.name() + "\n"
+	}
+	sum := sha256.Sum256([]byte(base + r.kind + "\n" + string(r.suite) + "\n" + strings.Join(r.packages, ",") + "\n" + r.script))
 	return fmt.Sprintf("%s-%s-%s", r.kind, r.suite, hex.EncodeToString(sum[:6]))
 }
 

@@ -18,7 +18,19 @@ func (h *Host) OSTree(t testing.TB, name string) string {
 // OSTreeOf is OSTree with a tree of another suite.
 func (h *Host) OSTreeOf(t testing.TB, suite Suite, name string) string {
 	t.Helper()
-	src, err := ensure(context.Background(), osRecipe(suite))
+	return h.tree(t, osRecipe(suite), name)
+}
+
+// EngineTree is OSTree with a container engine in it, and a container's tree as
+// /root/busybox.tar.
+func (h *Host) EngineTree(t testing.TB, name string) string {
+	t.Helper()
+	return h.tree(t, engineRecipe(h.Suite), name)
+}
+
+func (h *Host) tree(t testing.TB, r recipe, name string) string {
+	t.Helper()
+	src, err := ensure(context.Background(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
