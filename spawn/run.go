@@ -229,6 +229,7 @@ func (m *machine) supervise(ctx context.Context, ready func()) (outcome, error) 
 	ready()
 	stop := make(chan struct{})
 	defer close(stop)
+	m.serveExec()
 	m.announce(stop)
 
 	console := m.startConsole()

@@ -53,8 +53,8 @@ func (a *app) execute(ctx context.Context, args []string) error {
 		return root.Execute()
 	}
 	parser := cli.Options{Program: "machinectl", Table: a.opts.table(a), Stop: func(words []string) bool {
-		// The rest is the command that the shell is to run.
-		return words[0] == "shell" && len(words) == 2
+		// The rest is the command that is to run there.
+		return (words[0] == "shell" || words[0] == "exec") && len(words) == 2
 	}}
 	words, err := parser.Parse(args)
 	if errors.Is(err, errDone) {

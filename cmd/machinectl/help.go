@@ -65,8 +65,10 @@ const optionsHelp = `  -h --help                   Show this help
   -l --full                   Do not ellipsize output
      --kill-whom=WHOM         Whom to send signal to
   -s --signal=SIGNAL          Which signal to send
-     --uid=USER               Specify user ID to invoke shell as
-  -E --setenv=VAR[=VALUE]     Add an environment variable for shell
+  -u --uid=USER               Specify user ID to invoke shell or exec as
+  -E --setenv=VAR[=VALUE]     Add an environment variable for shell or exec
+     --chdir=PATH             Directory in which exec runs the command
+  -t --tty                    Give the command of exec a terminal
      --read-only              Create read-only bind mount or clone
      --keep-identity          Leave machine ID and host name as they are in a
                               clone

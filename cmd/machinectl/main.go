@@ -26,9 +26,12 @@ func run(args []string) int {
 	interrupted := ctx.Err() != nil
 	a.close()
 	var usage *cli.UsageError
+	var status exitStatus
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &status):
+		return int(status)
 	case errors.Is(err, cli.ErrReported):
 	case interrupted:
 		interrupt.Die()

@@ -28,6 +28,8 @@ type options struct {
 	signal       int32
 	uid          string
 	setenv       []string
+	chdir        string
+	tty          bool
 	readOnly     bool
 	keepIdentity bool
 	overlay      bool
@@ -98,8 +100,10 @@ func (o *options) table(a *app) []cli.Option {
 		{Long: "kill-whom", Arg: cli.RequiredArg, Set: keep(&o.killWhom)},
 		{Long: "kill-who", Arg: cli.RequiredArg, Hidden: true, Set: keep(&o.killWhom)},
 		{Short: 's', Long: "signal", Arg: cli.RequiredArg, Set: o.setSignal},
-		{Long: "uid", Arg: cli.RequiredArg, Set: keep(&o.uid)},
+		{Short: 'u', Long: "uid", Arg: cli.RequiredArg, Set: keep(&o.uid)},
 		{Short: 'E', Long: "setenv", Arg: cli.RequiredArg, Set: o.addEnvironment},
+		{Long: "chdir", Arg: cli.RequiredArg, Set: keep(&o.chdir)},
+		{Short: 't', Long: "tty", Set: set(&o.tty, true)},
 		{Long: "read-only", Set: set(&o.readOnly, true)},
 		{Long: "keep-identity", Set: set(&o.keepIdentity, true)},
 		{Long: "overlay", Set: set(&o.overlay, true)},

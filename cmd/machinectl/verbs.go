@@ -19,6 +19,7 @@ func init() {
 		{name: "start", group: groupMachines, usage: "NAME...", short: "Start container as a service", min: 1, max: -1, changes: true, run: runStart},
 		{name: "login", group: groupMachines, usage: "[NAME]", short: "Get a login prompt in a container or on the local host", max: 1, changes: true, localOnly: "Login only supported on local machines.", run: runLogin},
 		{name: "shell", group: groupMachines, usage: "[[USER@]NAME [COMMAND...]]", short: "Invoke a shell (or other command) in a container or on the local host", max: -1, changes: true, localOnly: "Shell only supported on local machines.", run: runShell},
+		{name: "exec", group: groupMachines, usage: "NAME COMMAND...", short: "Run a command in a container, with its streams and exit status", min: 2, max: -1, changes: true, localOnly: "Exec only supported on local machines.", run: runExec},
 		{name: "enable", group: groupMachines, usage: "NAME...", short: "Enable automatic container start at boot", min: 1, max: -1, changes: true, run: runEnable},
 		{name: "disable", group: groupMachines, usage: "NAME...", short: "Disable automatic container start at boot", min: 1, max: -1, changes: true, run: runDisable},
 		{name: "poweroff", alias: "stop", group: groupMachines, usage: "NAME...", short: "Power off one or more containers", min: 1, max: -1, changes: true, run: runPoweroff},

@@ -32,7 +32,7 @@ func (o *outer) extraNode(n Node) error {
 		// What every machine has may be asked for again.
 		var st unix.Stat_t
 		if unix.Fstatat(parent, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Mode&unix.S_IFMT != n.Mode&unix.S_IFMT ||
-			n.Mode&unix.S_IFMT != unix.S_IFIFO && st.Rdev != n.Device {
+			n.Mode&unix.S_IFMT != unix.S_IFIFO && uint64(st.Rdev) != n.Device {
 			return os.NewSyscallError("mknod", err)
 		}
 	}

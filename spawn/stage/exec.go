@@ -70,12 +70,7 @@ func (in *inner) lookupUser() (err error) {
 	}
 	list, err := in.getent("initgroups", u.name)
 	if err == nil {
-		words := strings.Fields(list)
-		for _, word := range words[min(1, len(words)):] {
-			if n, err := strconv.ParseUint(word, 10, 32); err == nil {
-				u.groups = append(u.groups, uint32(n))
-			}
-		}
+		u.groups = parseInitgroups(list)
 	}
 	in.user = u
 	if u.home != "/" && !strings.HasPrefix(path.Clean(u.home)+"/", "/proc/") {

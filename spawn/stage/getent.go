@@ -51,7 +51,7 @@ func (in *inner) getent(database, key string) (string, error) {
 	}
 	if program == "" {
 		if database == "passwd" || database == "group" {
-			return in.accountsFile(database, key)
+			return accountLine(in.root, database, key)
 		}
 		return "", errors.New("the image has no getent program")
 	}
@@ -149,39 +149,4 @@ func getentMain() error {
 		return err
 	}
 	return unix.Exec(spec.Program, spec.Args, []string{"PATH=" + DefaultPath})
-}
-
-// accountsFile finds a line of the image's own list of users or groups by its name
-// or number, for images without getent.
-func (in *inner) accountsFile(database, key string) (string, error) {
-	file := "/etc/" + database
-	fd, err := in.root.open(file, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
-	if err != nil {
-		return "", err
-	}
-	f := os.NewFile(uintptr(fd), file)
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	if !st.Mode().IsRegular() {
-		return "", fmt.Errorf("%s of the image is not a regular file", file)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, passwdSize))
-	if err != nil {
-		return "", err
-	}
-	fields := 7
-	if database == "group" {
-		fields = 3
-	}
-	for line := range strings.Lines(string(data)) {
-		line = strings.TrimRight(line, "\n")
-		f := strings.Split(line, ":")
-		if len(f) >= fields && (f[0] == key || f[2] == key) {
-			return line, nil
-		}
-	}
-	return "", errors.New("no such user in the image")
 }

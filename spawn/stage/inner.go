@@ -24,7 +24,7 @@ const stageAgain = "again"
 // IsStage tells whether the program was executed as one of the stages. It must
 // be asked from an init function, which runs on the main thread.
 func IsStage() bool {
-	return len(os.Args) > 0 && slices.Contains([]string{StageName, StubName, GetentName, LaunchName}, os.Args[0])
+	return len(os.Args) > 0 && slices.Contains([]string{StageName, StubName, GetentName, LaunchName, EntryName}, os.Args[0])
 }
 
 // Main runs the stage and does not return. The main thread must be locked.
@@ -36,6 +36,8 @@ func Main() {
 		os.Exit(1)
 	case StubName:
 		os.Exit(stubMain())
+	case EntryName:
+		os.Exit(entryMain())
 	}
 	if len(os.Args) < 2 {
 		os.Exit(1)

@@ -18,6 +18,8 @@ func (s *Server) ownManagerInterface() *dbus.Interface {
 	return &dbus.Interface{Name: machine1.OwnManagerInterface, Methods: append([]dbus.Method{
 		{Name: "StartMachine", In: args("s name", "a{sv} options"), Out: args("s unit"), Handler: handler(s.startMachine)},
 		{Name: "EnableMachines", In: args("as names", "b enabled"), Out: args("a(sss) changes"), Handler: handler(s.enableMachines)},
+		{Name: "ExecMachine", In: args("s name", "as command", "a{sv} options", "h stdin", "h stdout", "h stderr"), Out: args("h control"), Handler: s.byName(s.exec)},
+		{Name: "ExecMachineTerminal", In: args("s name", "as command", "a{sv} options"), Out: args("h control", "h pty", "s pty_path"), Handler: s.byName(s.execTerminal)},
 		{Name: "ListMachinesDetailed", In: args("u max_addresses"), Out: args("a(sssa(iay)a{ss}) machines"), Handler: handler(s.listDetailed)},
 	}, s.ownImageMethods()...), Signals: []dbus.Signal{
 		{Name: "CreateProgress", Args: args("s name", "s line")},
@@ -26,6 +28,8 @@ func (s *Server) ownManagerInterface() *dbus.Interface {
 
 func (s *Server) ownMachineInterface() *dbus.Interface {
 	return &dbus.Interface{Name: machine1.OwnMachineInterface, Methods: []dbus.Method{
+		{Name: "Exec", In: args("as command", "a{sv} options", "h stdin", "h stdout", "h stderr"), Out: args("h control"), Handler: onObject(s.exec)},
+		{Name: "ExecTerminal", In: args("as command", "a{sv} options"), Out: args("h control", "h pty", "s pty_path"), Handler: onObject(s.execTerminal)},
 		{Name: "Unbind", In: args("s destination"), Handler: onObject(s.unbind)},
 		{Name: "ListBinds", Out: args("a(ssb) binds"), Handler: onObject(s.listBinds)},
 		{Name: "GetLog", In: args("u lines"), Out: args("as log"), Handler: onObject(s.getLog)},
