@@ -21,11 +21,13 @@ func (m *machine) register(ctx context.Context) error {
 	// A process that shares these namespaces with the host is no machine.
 	register := o.Register && !o.Knobs.SharePID && !o.Knobs.ShareUTS
 	if o.KeepUnit {
-		// The unit's cgroup comes first: machined looks at where the leader is.
-		if err := m.enterUnit(); err != nil || !register {
-			return err
+		// machined looks at where the leader is, which is right from its birth.
+		if register {
+			if err := m.registered(m.bus.Register(ctx, r)); err != nil {
+				return err
+			}
 		}
-		return m.registered(m.bus.Register(ctx, r))
+		return m.enterUnit()
 	}
 	if register {
 		err := m.bus.Create(ctx, r)

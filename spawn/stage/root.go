@@ -372,7 +372,10 @@ func (o *outer) overlayOn(m int) error {
 	overlay, err := newFS("overlay", "overlay", 0,
 		option{"lowerdir", MountPoint + "/lower"},
 		option{"upperdir", MountPoint + "/upper"},
-		option{"workdir", MountPoint + "/work"})
+		option{"workdir", MountPoint + "/work"},
+		// Nobody reads the upper layer afterwards. Without this the kernel would write all of the
+		// file system that it is on to the disk when the machine ends.
+		option{"volatile", ""})
 	if err != nil {
 		return err
 	}
