@@ -13,7 +13,7 @@ INSTALL   = DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" MULTIARCH="$(MULTIARCH)" BIN
 
 export CGO_ENABLED = 0
 
-.PHONY: all build nss install uninstall demo test test-unit test-root integration test-vm bench crash soak fuzz lint man clean help $(PROGRAMS)
+.PHONY: all build nss install uninstall demo test test-unit test-root integration test-vm bench crash soak faults fuzz lint man clean help $(PROGRAMS)
 
 all: build
 
@@ -61,6 +61,9 @@ crash: build nss ## kill the daemon and cut the power at 100 moments of each cha
 
 soak: build nss ## what tests do briefly, in full: 10,000 rounds of each race, 100,000 registrations, a million look-ups (root)
 	RACE_ROUNDS=10000 SOAK_ROUNDS=100000 LOOKUPS=1000000 $(GO) test -tags integration -count=1 -timeout 180m -v -run 'TestHostileRaces|TestSoak|TestLookupStorm' ./tests/integration/
+
+faults: build nss ## have each step of a machine's start fail, and kill the spawner and the daemon there, one by one (root)
+	MACHINED_TEST_FAULTS=all $(GO) test -tags integration -count=1 -timeout 120m -v -run 'TestFaults' ./tests/integration/
 
 fuzz: ## every fuzz target for FUZZTIME each
 	@scripts/fuzz.sh $(FUZZTIME)

@@ -21,8 +21,8 @@ type unitBackend interface {
 	Kill(ctx context.Context, name, subgroup string, sig unix.Signal) error
 	// Active reports whether the unit is neither inactive nor failed.
 	Active(ctx context.Context, name string) (bool, error)
-	// Release says that the registry has no more use for a scope that
-	// StartScope made.
+	// Release says that the registry has no more use for a scope that StartScope
+	// made, once no process is left in it: it may have to be stopped.
 	Release(ctx context.Context, name string) error
 }
 

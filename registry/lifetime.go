@@ -13,8 +13,8 @@ import (
 	"machined/internal/unit"
 )
 
-// recheckAfter is how long a machine whose unit the backend could not tell us
-// about waits before it is looked at again.
+// recheckAfter is how long a machine waits before it is looked at again whose unit
+// the backend could not tell us about, or has no leader any more.
 const recheckAfter = time.Second
 
 // poke makes the watcher of e look at its facts.
@@ -57,8 +57,23 @@ func (r *Registry) watch(e *entry) {
 		case over:
 			r.finalize(e)
 			return
+		case r.leaderless(e):
+			// Others of its processes may go on. But the service manager misses the
+			// end of the last one now and then, and would keep the scope for ever.
+			if err := r.cfg.Backend.Release(r.ctx, e.m.Unit); err != nil {
+				r.cfg.Log.WithError(err).WithField("unit", e.m.Unit).Debug("Unit is not released.")
+			}
+			again = time.After(recheckAfter)
 		}
 	}
+}
+
+// leaderless tells whether a machine's leader is dead, but a scope that was made
+// for the machine is not.
+func (r *Registry) leaderless(e *entry) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return e.leader != nil && !e.leader.Alive() && !e.jobPending && ownsUnit(&e.m) && e.m.Unit == unit.ScopeName(e.m.Name)
 }
 
 // over collects the facts about a machine and reports whether it has ended.

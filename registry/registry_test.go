@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -160,6 +161,35 @@ func TestLeaderExitIsNoticed(t *testing.T) {
 	if took := time.Since(start); took > 100*time.Millisecond {
 		t.Errorf("noticed after %s", took)
 	}
+}
+
+// TestScopeThatOutlivesItsProcesses: the service manager has missed that the
+// last process of a scope has ended.
+func TestScopeThatOutlivesItsProcesses(t *testing.T) {
+	b := newFake()
+	reg, heard := newTestRegistry(t, t.TempDir(), b)
+	req, end := request(t, "a")
+	m, err := reg.Create(context.Background(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard.want(t, "+a")
+	end()
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		b.mu.Lock()
+		released := slices.Contains(b.released, m.Unit)
+		b.mu.Unlock()
+		if released {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the scope was not released")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	b.end(m.Unit)
+	heard.want(t, "-a")
 }
 
 func TestCheckOrder(t *testing.T) {

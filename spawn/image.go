@@ -229,8 +229,8 @@ func (m *machine) copyTemplate(ctx context.Context) error {
 		return fmt.Errorf("open template: %w", err)
 	}
 	defer from.Close()
-	tmp := filepath.Join(filepath.Dir(o.Directory), ".#"+filepath.Base(o.Directory)+randomHex(8))
-	if err := os.Mkdir(tmp, 0o755); err != nil {
+	tmp, err := m.runDir(filepath.Dir(o.Directory), ".#template."+filepath.Base(o.Directory), 0o755)
+	if err != nil {
 		return fmt.Errorf("make root from template: %w", err)
 	}
 	to, err := os.Open(tmp)
@@ -242,7 +242,6 @@ func (m *machine) copyTemplate(ctx context.Context) error {
 		err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, o.Directory, unix.RENAME_NOREPLACE)
 	}
 	if err != nil {
-		_ = os.RemoveAll(tmp)
 		return fmt.Errorf("make %s from template %s: %w", o.Directory, src, err)
 	}
 	m.say("Populated %s from template %s.", o.Directory, src)

@@ -15,7 +15,7 @@ import (
 // long, and a name that only this program gives. One without its lock belongs to
 // a supervisor that was killed.
 var runName = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^(\.#machine\.|\.#nspawn-work-|nspawn-temp-)[^/]*\+[0-9a-f]{16}$`)
+	return regexp.MustCompile(`^(\.#machine\.|\.#template\.|\.#nspawn-work-|nspawn-temp-)[^/]*\+[0-9a-f]{16}$`)
 })
 
 // runDir makes such a directory in parent, and removes what killed runs have left

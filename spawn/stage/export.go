@@ -16,6 +16,8 @@ type Export struct {
 	path string
 	lock *os.File // on its root: locked for as long as the machine's supervisor lives
 	tree int      // detached, writable; the machine's
+
+	mounted bool
 }
 
 // NewExport mounts one on path of the host, where it can only be read, and keeps
@@ -26,29 +28,40 @@ func NewExport(path string, base uint32) (*Export, error) {
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		return nil, err
 	}
-	if err := dropStale(path); err != nil {
-		return nil, err
+	e := &Export{path: path, tree: -1}
+	err := e.mount(base)
+	switch {
+	case err == nil:
+		return e, nil
+	case errors.Is(err, ErrExported): // the other's
+	default:
+		e.Close()
+	}
+	return nil, err
+}
+
+func (e *Export) mount(base uint32) error {
+	if err := dropStale(e.path); err != nil {
+		return err
 	}
 	m, err := newFS("tmpfs", "tmpfs", nosuid|nodev|noexec|unix.MOUNT_ATTR_NOSYMFOLLOW, tmpfsOptions("0755", "4m", "64", base, true)...)
 	if err != nil {
-		return nil, fmt.Errorf("mount %s: %w", path, err)
+		return fmt.Errorf("mount %s: %w", e.path, err)
 	}
 	defer unix.Close(m)
-	target, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	target, err := unix.Open(e.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		return &os.PathError{Op: "open", Path: e.path, Err: err}
 	}
-	err = attach(m, target)
-	_ = unix.Close(target)
-	if err != nil {
-		return nil, fmt.Errorf("mount %s: %w", path, err)
+	defer unix.Close(target)
+	if err := attach(m, target); err != nil {
+		return fmt.Errorf("mount %s: %w", e.path, err)
 	}
-	e := &Export{path: path, tree: -1}
+	e.mounted = true
 	if err := e.open(m); err != nil {
-		e.Close()
-		return nil, fmt.Errorf("mount %s: %w", path, err)
+		return fmt.Errorf("mount %s: %w", e.path, err)
 	}
-	return e, nil
+	return nil
 }
 
 func (e *Export) open(m int) (err error) {
@@ -95,7 +108,9 @@ func (e *Export) Close() {
 	if e.tree >= 0 {
 		_ = unix.Close(e.tree)
 	}
-	_ = Unmount(e.path)
+	if e.mounted {
+		_ = Unmount(e.path)
+	}
 	_ = os.Remove(e.path)
 	if e.lock != nil {
 		_ = e.lock.Close()
