@@ -76,6 +76,28 @@ func (r *Registry) leaderless(e *entry) bool {
 	return e.leader != nil && !e.leader.Alive() && !e.jobPending && ownsUnit(&e.m) && e.m.Unit == unit.ScopeName(e.m.Name)
 }
 
+// endPatience is how long the end of a machine without a leader is waited for.
+const endPatience = 2 * time.Second
+
+// AwaitEnd waits a moment for the end of a machine called name whose leader is
+// dead already, so that the same machine can be started again at once. Where
+// there is none it returns at once.
+func (r *Registry) AwaitEnd(ctx context.Context, name string) {
+	r.mu.Lock()
+	e := r.machines[name]
+	r.mu.Unlock()
+	if e == nil || !r.leaderless(e) {
+		return
+	}
+	timeout := time.NewTimer(endPatience)
+	defer timeout.Stop()
+	select {
+	case <-e.gone:
+	case <-timeout.C:
+	case <-ctx.Done():
+	}
+}
+
 // over collects the facts about a machine and reports whether it has ended.
 func (r *Registry) over(ctx context.Context, e *entry) (bool, error) {
 	r.mu.Lock()

@@ -188,8 +188,19 @@ func TestScopeThatOutlivesItsProcesses(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+	// The same machine starts again: it waits for the end of this one.
+	reg.AwaitEnd(context.Background(), "none of that name")
+	waited := make(chan error, 1)
+	go func() {
+		reg.AwaitEnd(context.Background(), "a")
+		again, _ := request(t, "a")
+		waited <- reg.Check(again)
+	}()
 	b.end(m.Unit)
 	heard.want(t, "-a")
+	if err := <-waited; err != nil {
+		t.Errorf("start of the same machine: %v", err)
+	}
 }
 
 func TestCheckOrder(t *testing.T) {

@@ -27,6 +27,8 @@ type fakeRegistry struct {
 	done    []string
 }
 
+func (f *fakeRegistry) AwaitEnd(context.Context, string) {}
+
 func (f *fakeRegistry) Check(req registry.CreateRequest) error {
 	if req.Name == "deb" {
 		return registry.ErrMachineExists

@@ -88,6 +88,7 @@ func (s *Services) register(ctx context.Context, call *varlink.Call) (any, error
 		defer supervisor.Close()
 		req.Supervisor = supervisor
 	}
+	s.cfg.Registry.AwaitEnd(ctx, req.Name)
 	if err := s.cfg.Registry.Check(req); err != nil {
 		if errors.Is(err, registry.ErrInvalid) {
 			return nil, varlink.InvalidParameter(parameterOf(req))

@@ -73,6 +73,8 @@ func (r *fakeRegistry) note(format string, args ...any) {
 	r.did = append(r.did, fmt.Sprintf(format, args...))
 }
 
+func (r *fakeRegistry) AwaitEnd(context.Context, string) {}
+
 func (r *fakeRegistry) Check(req registry.CreateRequest) error {
 	if !registry.ValidName(req.Name) || req.Leader != nil && req.Leader.PID() == 1 {
 		return fmt.Errorf("name %q: %w", req.Name, registry.ErrInvalid)

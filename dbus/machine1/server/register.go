@@ -185,6 +185,7 @@ func (s *Server) enter(ctx context.Context, c *dbus.Call, r *registration, actio
 		}
 		defer r.Leader.Close()
 	}
+	s.reg.AwaitEnd(ctx, r.Name)
 	if err := s.reg.Check(r.CreateRequest); err != nil {
 		return nil, err
 	}

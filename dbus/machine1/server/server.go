@@ -26,6 +26,7 @@ import (
 
 // Registry is what the server asks of the table of machines.
 type Registry interface {
+	AwaitEnd(ctx context.Context, name string)
 	Check(registry.CreateRequest) error
 	Create(context.Context, registry.CreateRequest) (registry.Machine, error)
 	Register(context.Context, registry.CreateRequest) (registry.Machine, error)
