@@ -49,12 +49,14 @@ integration: ## tests in booted hosts (root)
 	@scripts/test.sh integration
 
 test-vm: build nss ## tests in a virtual machine: limits, Verity, LUKS, ipvlan, udev (root; SUITE=bookworm, IMPL=stock)
-	@scripts/vm-packages.sh
+	@scripts/packages.sh debootstrap e2fsprogs qemu-system-x86 util-linux
 	$(GO) test -tags vm -count=1 -timeout 60m -v ./tests/vm/
 
-bench: build ## benchmarks, beside stock where there is one (BENCH=regexp)
+bench: ## benchmarks, beside stock where there is one (BENCH=regexp; root)
+	@scripts/packages.sh
+	@$(MAKE) --no-print-directory build
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
-	$(GO) test -tags integration -timeout 60m -run '^$$' -bench '$(BENCH)' -v ./tests/bench/...
+	$(GO) test -tags integration -count=1 -timeout 60m -run '^$$' -bench '$(BENCH)' -v ./tests/bench/
 
 crash: build nss ## kill the daemon and cut the power at 100 moments of each change of an image (root)
 	MACHINED_TEST_CRASH=100 $(GO) test -tags integration -count=1 -timeout 30m -v -run 'Killed.*Images|PowerCut.*Images' ./tests/integration/

@@ -31,21 +31,25 @@ run() {
 
 need_root() {
 	[ "$(id -u)" -eq 0 ] || {
-		echo "test: $1 tests need root; make test-unit runs without" >&2
+		echo "test: needs root; make test-unit runs without" >&2
 		exit 1
 	}
 }
 
+case " $* " in
+*" root "* | *" integration "*)
+	need_root
+	scripts/packages.sh
+	;;
+esac
 scripts/leftovers.sh | sort >"$out/before"
 for kind in "$@"; do
 	case $kind in
 	unit) run unit ./... ;;
 	root)
-		need_root root
 		run root ./...
 		;;
 	integration)
-		need_root integration
 		make -s build
 		run integration -tags integration -count=1 -timeout 60m ./tests/...
 		;;
