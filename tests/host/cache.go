@@ -105,12 +105,16 @@ func extend(ctx context.Context, r recipe, dir string) error {
 mount -t proc proc "$2/proc"
 mount --rbind /dev "$2/dev"
 cp -L --remove-destination /etc/resolv.conf "$2/etc/resolv.conf"
+cp -L /etc/hosts "$2/etc/hosts"
+cp "$2/etc/nsswitch.conf" "$2/etc/nsswitch.keep" # no daemon answers its modules there
+sed -i 's/^hosts:.*/hosts: files dns/' "$2/etc/nsswitch.conf"
 printf '#!/bin/sh\nexit 101\n' >"$2/usr/sbin/policy-rc.d"; chmod 755 "$2/usr/sbin/policy-rc.d"
 echo "deb $3 $4 main" >"$2/etc/apt/sources.list"
 export DEBIAN_FRONTEND=noninteractive; dir=$2; shift 4
 chroot "$dir" apt-get -q update
 chroot "$dir" apt-get -qy --no-install-recommends install "$@"
-rm -f "$dir/usr/sbin/policy-rc.d" "$dir/etc/resolv.conf"`
+mv "$dir/etc/nsswitch.keep" "$dir/etc/nsswitch.conf"
+rm -f "$dir/usr/sbin/policy-rc.d" "$dir/etc/resolv.conf" "$dir/etc/hosts"`
 	return buildSteps(ctx, log, [][]string{
 		append([]string{"sh", "-ec", install, "install", base, dir, mirror(), string(r.suite)}, r.packages...),
 		{"chroot", dir, "/bin/sh", "-ec", r.script},

@@ -41,6 +41,9 @@ func DefaultImpl() Impl {
 type Config struct {
 	Suite Suite // zero: Bookworm
 	Impl  Impl  // zero: DefaultImpl
+	// Clients boots a host with more of the programs that ask machined (of
+	// Trixie); its tree is made when it is first asked for.
+	Clients bool
 }
 
 // Host is a booted test host. Its methods are safe for concurrent use.
@@ -106,13 +109,17 @@ func Start(ctx context.Context, c Config) (*Host, error) {
 		c.Impl = DefaultImpl()
 	}
 	raiseLimits()
-	base, err := ensure(ctx, hostRecipe(c.Suite))
+	r := hostRecipe(c.Suite)
+	if c.Clients {
+		r = clientRecipe(c.Suite)
+	}
+	base, err := ensure(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	lower := []string{base}
 	if c.Impl == Ours {
-		layer, err := productLayer(ctx, c.Suite, base)
+		layer, err := productLayer(ctx, r, base)
 		if err != nil {
 			return nil, fmt.Errorf("install the product: %w", err)
 		}

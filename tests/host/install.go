@@ -13,47 +13,47 @@ import (
 	"testing"
 )
 
-// layers are the product's layers that this process has made, one per suite.
+// layers are the product's layers that this process has made, one per tree.
 // The files are the same for all hosts of a process, and removed with it.
 var layers struct {
 	mu   sync.Mutex
-	dir  map[Suite]string
+	dir  map[string]string
 	hold []*reaper // kept so that their pipes stay open
 }
 
 // productLayer is an overlay layer with the product installed over a base by
 // `make install`, as a packager would with DESTDIR.
-func productLayer(ctx context.Context, suite Suite, base string) (string, error) {
+func productLayer(ctx context.Context, r recipe, base string) (string, error) {
 	layers.mu.Lock()
 	defer layers.mu.Unlock()
-	if dir := layers.dir[suite]; dir != "" {
+	if dir := layers.dir[base]; dir != "" {
 		return dir, nil
 	}
 	top, err := sourceTree()
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(workDir(), fmt.Sprintf("product-%d-%s", os.Getpid(), suite))
-	r, err := startReaper(reapSpec{Dir: dir})
+	dir := filepath.Join(workDir(), fmt.Sprintf("product-%d-%s-%s", os.Getpid(), r.kind, r.suite))
+	hold, err := startReaper(reapSpec{Dir: dir})
 	if err != nil {
 		return "", err
 	}
 	for _, d := range []string{"upper", "work", "root"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			return "", errors.Join(err, r.finish())
+			return "", errors.Join(err, hold.finish())
 		}
 	}
 	script := `mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$2/root"
 exec make -s -C "$3" install DESTDIR="$2/root" PREFIX=/usr BIN="$4"`
 	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "install", base, dir, top, programs(top))
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", errors.Join(fmt.Errorf("make install: %w\n%s", err, out), r.finish())
+		return "", errors.Join(fmt.Errorf("make install: %w\n%s", err, out), hold.finish())
 	}
 	if layers.dir == nil {
-		layers.dir = map[Suite]string{}
+		layers.dir = map[string]string{}
 	}
 	upper := filepath.Join(dir, "upper")
-	layers.dir[suite], layers.hold = upper, append(layers.hold, r)
+	layers.dir[base], layers.hold = upper, append(layers.hold, hold)
 	return upper, nil
 }
 

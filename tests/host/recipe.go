@@ -45,6 +45,10 @@ var osPackages = []string{
 	"systemd", "systemd-sysv", "dbus", "iproute2", "libpam-systemd", "procps", "passwd",
 }
 
+// clientPackages make a host one that has more of those that ask machined:
+// libvirt, with a driver that needs no controllers and works without KVM.
+var clientPackages = []string{"libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86"}
+
 // enginePackages make an OS tree one that runs containers itself.
 var enginePackages = []string{"podman", "crun", "netavark", "nftables", "busybox-static"}
 
@@ -110,6 +114,26 @@ rm -rf /tmp/bb
 func engineRecipe(s Suite) recipe {
 	base := osRecipe(s)
 	return recipe{kind: "engine", suite: s, packages: enginePackages, script: engineScript, base: &base}
+}
+
+// clientScript leaves it to the test to start libvirt.
+const clientScript = trim + `
+systemctl disable libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirt-guests.service \
+	virtlogd.service virtlogd.socket virtlogd-admin.socket virtlockd.socket virtlockd-admin.socket
+cat >>/etc/libvirt/qemu.conf <<'EOF'
+security_driver = "none"
+user = "root"
+group = "root"
+cgroup_controllers = [ ]
+namespaces = [ ]
+EOF
+rm -f /etc/machine-id /var/lib/dbus/machine-id
+touch -r /usr /etc/.updated /var/.updated
+`
+
+func clientRecipe(s Suite) recipe {
+	base := hostRecipe(s)
+	return recipe{kind: "clients", suite: s, packages: clientPackages, script: clientScript, base: &base}
 }
 
 // name is the recipe's folder in the cache.
