@@ -13,7 +13,7 @@ INSTALL   = DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" MULTIARCH="$(MULTIARCH)" BIN
 
 export CGO_ENABLED = 0
 
-.PHONY: all build nss install uninstall demo test test-unit test-root integration test-vm bench crash soak faults fuzz lint man clean help $(PROGRAMS)
+.PHONY: all build nss install uninstall demo test test-unit test-root integration test-vm bench crash mkosi soak faults fuzz lint man clean help $(PROGRAMS)
 
 all: build
 
@@ -60,6 +60,9 @@ bench: ## benchmarks, beside stock where there is one (BENCH=regexp; root)
 
 crash: build nss ## kill the daemon and cut the power at 100 moments of each change of an image (root)
 	MACHINED_TEST_CRASH=100 $(GO) test -tags integration -count=1 -timeout 30m -v -run 'Killed.*Images|PowerCut.*Images' ./tests/integration/
+
+mkosi: build nss ## import and boot images that Debian's mkosi builds, which takes minutes and the network (root)
+	MACHINED_TEST_MKOSI=1 $(GO) test -tags integration -count=1 -timeout 40m -v -run 'TestMkosi$$' ./tests/integration/
 
 soak: build nss ## what tests do briefly, in full: 10,000 rounds of each race, 100,000 registrations, a million look-ups (root)
 	RACE_ROUNDS=10000 SOAK_ROUNDS=100000 LOOKUPS=1000000 $(GO) test -tags integration -count=1 -timeout 180m -v -run 'TestHostileRaces|TestSoak|TestLookupStorm' ./tests/integration/

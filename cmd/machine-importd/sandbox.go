@@ -14,6 +14,7 @@ import (
 
 	"machined/image"
 	"machined/internal/caps"
+	"machined/internal/seccomp"
 	"machined/transfer"
 )
 
@@ -30,7 +31,7 @@ var workerCaps = []int{
 
 // sandbox takes from this process what its transfer does not need: writing
 // anywhere but where the image goes, reading anything but what it is made of,
-// and capabilities.
+// capabilities, and system calls.
 func sandbox(req transfer.Request) error {
 	debug.SetMemoryLimit(memoryLimit)
 	syscall.Umask(0o022)
@@ -40,7 +41,34 @@ func sandbox(req transfer.Request) error {
 	if err := landlock(req); err != nil {
 		return err
 	}
-	return dropCaps()
+	if err := dropCaps(); err != nil {
+		return err
+	}
+	return filterCalls(req.Kind)
+}
+
+// filterCalls takes away the system calls that no transfer makes, with those that
+// this kind of transfer does not.
+func filterCalls(kind transfer.Kind) error {
+	deny := []string{
+		"@mount", "@setuid", "@resources", "@keyring", "unshare", "setns", "personality", "seccomp", "kcmp", "sethostname", "setdomainname",
+		"ipc", "mq_open", "msgget", "semget", "shmget", "shmat", "process_vm_readv", "process_vm_writev", "process_madvise",
+	}
+	if kind == transfer.PullOCI || kind == transfer.ExportOCI {
+		deny = append(deny, "execve", "execveat") // no layer is compressed so that a program would help
+	}
+	if !kind.Pulls() {
+		deny = append(deny, "@network-io")
+	}
+	filter, err := seccomp.Compile(seccomp.Profile{Deny: deny})
+	if err != nil {
+		return err
+	}
+	err = seccomp.LoadAll(filter)
+	if errors.Is(err, unix.EPERM) {
+		return nil // a filter that is on already forbids further ones
+	}
+	return err
 }
 
 // allThreads makes a system call on each thread of this process: credentials and

@@ -127,13 +127,20 @@ var recent = map[string]bool{
 // Load puts the filter on the calling thread, for good; threads and processes
 // that it starts inherit it. The caller has locked the thread, and it has
 // CAP_SYS_ADMIN or no_new_privs.
-func Load(filters []unix.SockFilter) error {
+func Load(filters []unix.SockFilter) error { return install(filters, 0) }
+
+// LoadAll is Load for all threads of this process, at once.
+func LoadAll(filters []unix.SockFilter) error {
+	return install(filters, unix.SECCOMP_FILTER_FLAG_TSYNC)
+}
+
+func install(filters []unix.SockFilter, flags uintptr) error {
 	if len(filters) == 0 || len(filters) > unix.BPF_MAXINSNS {
 		return fmt.Errorf("load system call filter: %d instructions, want 1 to %d", len(filters), unix.BPF_MAXINSNS)
 	}
 	prog := unix.SockFprog{Len: uint16(len(filters)), Filter: &filters[0]}
-	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
-	if errno == unix.ENOSYS || errno == unix.EINVAL {
+	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
+	if flags == 0 && (errno == unix.ENOSYS || errno == unix.EINVAL) {
 		_, _, errno = unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&prog)), 0, 0, 0)
 	}
 	if errno != 0 {

@@ -234,6 +234,31 @@ machinectl pull-oci here.example/app filed; test -d /var/lib/machines/filed.msta
 				t.Errorf("left: %s", linesOnlyIn(after, list))
 			}
 		})
+		t.Run("worker", func(t *testing.T) {
+			// A registry that says nothing more after the first words.
+			h.WriteFile(t, "/root/mute.py", "import socket, time\ns = socket.create_server(('127.0.0.1', 5002))\nwhile True: c = s.accept()[0]; time.sleep(1000)\n", 0o644)
+			mute := h.Start(t, "python3", "/root/mute.py")
+			host.Eventually(t, 20*time.Second, func() error {
+				if r := h.Try("bash", "-c", "</dev/tcp/127.0.0.1/5002"); r.Exit != 0 {
+					return unix.ECONNREFUSED
+				}
+				return nil
+			})
+			p := h.Start(t, "machinectl", "pull-oci", "127.0.0.1:5002/mute:1")
+			p.Expect(t, "Pulling '127.0.0.1:5002/mute:1'")
+			status := h.Shell(t, "cat /proc/$(pgrep -f ^machine-importd-worker)/status; ls -l /proc/$(pgrep -f ^machine-importd-worker)/fd")
+			match(t, status, `^Seccomp:\s+2$`, `^NoNewPrivs:\s+1$`, `^CapEff:\s+000000008820021f$`)
+			if left := h.Shell(t, "cd /proc/$(pgrep -f ^machine-importd-worker)/fd; for f in *; do readlink $f || true; done | grep -vE '^(pipe|socket|anon_inode):|/dev/null$' || true"); left != "" {
+				t.Errorf("descriptors of the worker: %s", left)
+			}
+			h.MustRun(t, "machinectl", "cancel-transfer", strings.Fields(h.MustRun(t, "machinectl", "list-transfers", "--no-legend"))[0])
+			if exit := p.Wait(t); exit != 1 {
+				t.Errorf("a pull that was cancelled: exit %d", exit)
+			}
+			if err := mute.Signal(h, unix.SIGKILL); err != nil {
+				t.Error(err)
+			}
+		})
 		t.Run("layers go with the last image", func(t *testing.T) {
 			h.MustRun(t, "machinectl", "remove", "app", "ro")
 			if got := layers(); got != "2" {

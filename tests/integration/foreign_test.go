@@ -1,0 +1,68 @@
+//go:build integration
+
+package integration
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"machined/tests/host"
+)
+
+// runsAndEnds starts an image, waits until its system is up, and powers it off.
+func runsAndEnds(t *testing.T, h *host.Host, name string) {
+	t.Helper()
+	h.MustRun(t, "machinectl", "start", name)
+	waitRunning(t, h, name)
+	if os := h.MustRun(t, "systemd-run", "-q", "--pipe", "--wait", "-M", name, "cat", "/etc/os-release"); !strings.Contains(os, "ID=debian") {
+		t.Errorf("os-release: %s", os)
+	}
+	h.MustRun(t, "machinectl", "poweroff", name)
+	waitGone(t, h)
+	h.MustRun(t, "machinectl", "remove", name)
+}
+
+// TestMkosi imports and boots what Debian's mkosi makes: an archive, and a disk with a
+// partition table. Building them takes minutes: the long form only (make mkosi).
+func TestMkosi(t *testing.T) {
+	if os.Getenv("MACHINED_TEST_MKOSI") == "" {
+		t.Skip("the long form only: MACHINED_TEST_MKOSI=1")
+	}
+	host.NeedRoot(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+	defer cancel()
+	images := map[string]string{}
+	for _, format := range []string{"tar", "disk"} {
+		path, err := host.Mkosi(ctx, format)
+		if err != nil {
+			t.Fatal(err)
+		}
+		images[format] = path
+	}
+	onHosts(t, func(t *testing.T, h *host.Host) {
+		before := snapshot(t, h)
+		h.CopyIn(t, images["tar"], "/var/lib/machines/.image.tar")
+		h.CopyIn(t, images["disk"], "/var/lib/machines/.image.raw.in")
+		h.Shell(t, "cd /var/lib/machines; machinectl import-tar .image.tar mktar; machinectl import-raw .image.raw.in mkraw; rm .image.tar .image.raw.in")
+		match(t, h.MustRun(t, "machinectl", "list-images", "--no-legend"), `^mktar +(directory|subvolume) `, `^mkraw +raw `)
+		runsAndEnds(t, h, "mktar")
+		runsAndEnds(t, h, "mkraw")
+		unchanged(t, h, before)
+	})
+}
+
+// TestDockerExport imports and boots an archive as docker export writes it: names
+// without a dot before them, and what docker leaves in a container.
+func TestDockerExport(t *testing.T) {
+	onHosts(t, func(t *testing.T, h *host.Host) {
+		before := snapshot(t, h)
+		h.OSTree(t, "tree")
+		h.Shell(t, `cd /var/lib/machines/tree; touch .dockerenv; mkdir -p dev/pts dev/shm; : >dev/console; : >etc/hostname; : >etc/hosts; rm -f etc/resolv.conf etc/mtab; : >etc/resolv.conf; ln -s /proc/mounts etc/mtab
+tar -cf ../exported.tar --numeric-owner $(ls -A); cd ..; machinectl remove tree; machinectl import-tar exported.tar app; rm exported.tar`)
+		runsAndEnds(t, h, "app")
+		unchanged(t, h, before)
+	})
+}
