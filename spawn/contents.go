@@ -115,6 +115,9 @@ func allowed(policy *imagepolicy.Policy, found map[string]gpt.Partition, v *veri
 	ways := map[string]imagepolicy.Flags{}
 	for _, designator := range imagepolicy.Designators {
 		p, ok := found[designator]
+		if !ok && v != nil && v.elsewhere(designator) {
+			continue
+		}
 		if !ok {
 			if _, err := policy.Check(designator, nil); err != nil {
 				return nil, err
@@ -139,6 +142,11 @@ func allowed(policy *imagepolicy.Policy, found map[string]gpt.Partition, v *veri
 		ways[designator] = use
 	}
 	return ways, nil
+}
+
+// elsewhere tells whether what a partition would hold is in a file of its own.
+func (v *verity) elsewhere(designator string) bool {
+	return designator == v.designator+"-verity" && v.data != "" || designator == v.designator+"-verity-sig" && v.sig != ""
 }
 
 // choose drops what the policy wants left alone, and decides about Verity.

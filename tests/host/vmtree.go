@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 // vmPackages are what the tree of a virtual machine has beside those of a host: a
@@ -87,7 +88,14 @@ func VMImage(ctx context.Context, s Suite) (image, kernel, initrd string, err er
 	}
 	defer lock.Close()
 	if _, err := os.Stat(image); err == nil {
-		return image, kernel, initrd, nil
+		now := time.Now()
+		return image, kernel, initrd, os.Chtimes(image, now, now)
+	}
+	old, _ := filepath.Glob(filepath.Join(CacheDir(), "vm-"+string(s)+"-*.ext4*"))
+	for _, o := range old {
+		if info, err := os.Stat(o); err == nil && time.Since(info.ModTime()) > staleAfter {
+			_ = os.Remove(o)
+		}
 	}
 	const script = `mkdir -p "$1/var/lib/machines/debian"
 mount --bind "$2" "$1/var/lib/machines/debian"

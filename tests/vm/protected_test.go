@@ -175,6 +175,15 @@ func TestLUKS(t *testing.T) {
 		expect(t, `systemd-run -q --wait -P -p LoadCredential=dissect.passphrase:/var/tmp/l/creds/dissect.passphrase -- systemd-nspawn -q --console=pipe --keep-unit --register=no -M v -i /var/tmp/l/luks2.raw sh -c 'md5sum /root/data'`,
 			0, `^[0-9a-f]{32}  /root/data`)
 	})
+	t.Run("started by machined", func(t *testing.T) {
+		ours(t)
+		expect(t, `set -e; cp /var/tmp/l/luks2.raw /var/lib/machines/enc.raw; mkdir -p /run/systemd/system/systemd-nspawn@enc.service.d
+printf '[Service]\nLoadCredential=dissect.passphrase:/var/tmp/l/creds/dissect.passphrase\n' >/run/systemd/system/systemd-nspawn@enc.service.d/key.conf; systemctl daemon-reload
+machinectl start enc; grep ' / / ' /proc/$(machinectl show enc -p Leader --value)/mountinfo; machinectl terminate enc
+for i in $(seq 100); do machinectl show enc >/dev/null 2>&1 || break; sleep 0.2; done
+rm -r /run/systemd/system/systemd-nspawn@enc.service.d; systemctl daemon-reload; machinectl start enc && exit 1
+journalctl -u systemd-nspawn@enc --no-pager -o cat | tail -n 5; systemctl reset-failed systemd-nspawn@enc; machinectl remove enc`, 0, `25[0-9]:[0-9]+ / / rw,.* ext4 `, `no passphrase`)
+	})
 	t.Run("terminal", func(t *testing.T) {
 		expect(t, `cd /var/tmp/l; expect -c 'set timeout 100; spawn systemd-nspawn -q -M v -i luks2.raw md5sum /root/data; expect -re "(?i)passphrase:"; send "secret\r"; expect "/root/data"; expect eof; exit [lindex [wait] 3]'`,
 			0, `^[0-9a-f]{32}  /root/data`)

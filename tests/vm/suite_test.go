@@ -85,6 +85,7 @@ cp /bin/busybox $T/bin; for a in sh cat ls touch head awk dd md5sum grep mount s
 printf 'ID=busybox\n' >$T/etc/os-release
 printf 'root:x:0:0::/root:/bin/sh\n' >$T/etc/passwd; printf 'root:x:0:\n' >$T/etc/group
 : >$T/etc/localtime; : >$T/etc/resolv.conf
+printf '#!/bin/sh\nexec sleep 1000000\n' >$T/sbin/init; chmod 755 $T/sbin/init
 seq 200000 >$T/root/data
 `
 
