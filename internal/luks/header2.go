@@ -10,6 +10,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // LUKS2 has two copies of a binary header of 4 KiB with a JSON area behind it. The
@@ -20,7 +21,7 @@ const (
 	magic2      = "SKUL\xba\xbe"
 )
 
-var secondCopies = []int64{0x4000, 0x8000, 0x10000, 0x20000, 0x40000, 0x80000, 0x100000, 0x200000, 0x400000}
+var secondCopies = [...]int64{0x4000, 0x8000, 0x10000, 0x20000, 0x40000, 0x80000, 0x100000, 0x200000, 0x400000}
 
 // copy2 is one copy of the header whose checksum is right.
 type copy2 struct {
@@ -153,10 +154,13 @@ func (k kdfJSON) kdf() kdf {
 	return kdf{name: k.Type, hash: k.Hash, salt: k.Salt, iterations: k.Iterations, time: k.Time, memoryKiB: k.Memory, threads: k.CPUs}
 }
 
-// flagOptions are the options of dm-crypt that a header can ask for.
-var flagOptions = map[string]string{
-	"allow-discards": "allow_discards", "same-cpu-crypt": "same_cpu_crypt", "submit-from-crypt-cpus": "submit_from_crypt_cpus",
-	"no-read-workqueue": "no_read_workqueue", "no-write-workqueue": "no_write_workqueue",
+// flagOption is the option of dm-crypt that a flag of a header asks for.
+func flagOption(flag string) (string, bool) {
+	switch flag {
+	case "allow-discards", "same-cpu-crypt", "submit-from-crypt-cpus", "no-read-workqueue", "no-write-workqueue":
+		return strings.ReplaceAll(flag, "-", "_"), true
+	}
+	return "", false
 }
 
 func (c *copy2) parse(size int64) (*Header, error) {
@@ -175,7 +179,7 @@ func (c *copy2) parse(size int64) (*Header, error) {
 		return nil, err
 	}
 	for _, flag := range m.Config.Flags {
-		if option, ok := flagOptions[flag]; ok {
+		if option, ok := flagOption(flag); ok {
 			h.data.Options = append(h.data.Options, option)
 		}
 	}

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strconv"
 	"strings"
 )
@@ -187,14 +186,21 @@ func (s *slot) check(size int64) error {
 	return nil
 }
 
-// cipherName is what dm-crypt's cipher specifications are made of. No blank may get
-// into a table.
-var cipherName = regexp.MustCompile(`^[A-Za-z0-9:_().,-]{1,100}$`)
+// maxCipher bounds a cipher's name, in bytes.
+const maxCipher = 100
+
+// validCipher tells whether s is made of what dm-crypt's cipher specifications are
+// made of. No blank may get into a table.
+func validCipher(s string) bool {
+	return s != "" && len(s) <= maxCipher && !strings.ContainsFunc(s, func(c rune) bool {
+		return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune(":_().,-", c)
+	})
+}
 
 // fits checks where the data is; end is what a size that isn't set stands for.
 func (v *Volume) fits(end int64) error {
 	switch {
-	case !cipherName.MatchString(v.Cipher):
+	case !validCipher(v.Cipher):
 		return fmt.Errorf("cipher %.100q: %w", v.Cipher, ErrCorrupt)
 	case v.SectorSize < sector || v.SectorSize > 4096 || v.SectorSize&(v.SectorSize-1) != 0:
 		return fmt.Errorf("sectors of %d bytes: %w", v.SectorSize, ErrCorrupt)

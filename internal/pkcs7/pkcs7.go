@@ -70,8 +70,17 @@ func ParseCertificate(data []byte) (*Certificate, error) {
 	return c, err
 }
 
-var curves = map[string]elliptic.Curve{
-	"1.2.840.10045.3.1.7": elliptic.P256(), "1.3.132.0.34": elliptic.P384(), "1.3.132.0.35": elliptic.P521(),
+// curve is an elliptic curve by its identifier, nil for an unknown one.
+func curve(oid string) elliptic.Curve {
+	switch oid {
+	case "1.2.840.10045.3.1.7":
+		return elliptic.P256()
+	case "1.3.132.0.34":
+		return elliptic.P384()
+	case "1.3.132.0.35":
+		return elliptic.P521()
+	}
+	return nil
 }
 
 const maxRSABits = 16384
@@ -95,11 +104,11 @@ func publicKey(alg algorithm, bits []byte) (crypto.PublicKey, error) {
 		if _, err := asn1.Unmarshal(alg.Params.FullBytes, &oid); err != nil {
 			return nil, fmt.Errorf("parse key's curve: %w", err)
 		}
-		curve := curves[oid.String()]
-		if curve == nil {
+		c := curve(oid.String())
+		if c == nil {
 			return nil, fmt.Errorf("elliptic curve %s is unknown", oid)
 		}
-		return ecdsa.ParseUncompressedPublicKey(curve, bits)
+		return ecdsa.ParseUncompressedPublicKey(c, bits)
 	}
 	return nil, fmt.Errorf("keys of kind %s are unknown", alg.OID)
 }
@@ -122,8 +131,17 @@ const (
 	oidDigest     = "1.2.840.113549.1.9.4"
 )
 
-var hashes = map[string]crypto.Hash{
-	"2.16.840.1.101.3.4.2.1": crypto.SHA256, "2.16.840.1.101.3.4.2.2": crypto.SHA384, "2.16.840.1.101.3.4.2.3": crypto.SHA512,
+// hashOf is a hash by its identifier, 0 for an unknown one.
+func hashOf(oid string) crypto.Hash {
+	switch oid {
+	case "2.16.840.1.101.3.4.2.1":
+		return crypto.SHA256
+	case "2.16.840.1.101.3.4.2.2":
+		return crypto.SHA384
+	case "2.16.840.1.101.3.4.2.3":
+		return crypto.SHA512
+	}
+	return 0
 }
 
 // Verify checks that every signature in der is of the content, and made with the key
@@ -162,8 +180,8 @@ func Verify(der, content []byte, trusted []*Certificate) error {
 }
 
 func (s *signer) verify(content []byte, trusted []*Certificate) error {
-	hash, ok := hashes[s.Digest.OID.String()]
-	if !ok {
+	hash := hashOf(s.Digest.OID.String())
+	if hash == 0 {
 		return fmt.Errorf("%w: hash %s is unknown", ErrFormat, s.Digest.OID)
 	}
 	sum := digest(hash, content)

@@ -76,7 +76,7 @@ func TestVerify(t *testing.T) {
 			if err := Verify(sig, []byte("abcdef"), []*Certificate{&forged}); !errors.Is(err, ErrInvalid) {
 				t.Errorf("other key: %v", err)
 			}
-			for i := range sig {
+			for i := 0; i < len(sig); i += 5 {
 				changed := append([]byte(nil), sig...)
 				changed[i] ^= 0x10
 				// Bytes that nobody signs may change, as the list of algorithms; the content may not.

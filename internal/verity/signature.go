@@ -48,7 +48,7 @@ func ReadSignaturePartition(r io.ReaderAt, offset, size int64) (root, signature 
 var CertificateDirs = []string{"/etc/verity.d", "/run/verity.d", "/usr/local/lib/verity.d", "/usr/lib/verity.d"}
 
 // ErrNoCertificates says that this host trusts nobody.
-var ErrNoCertificates = errors.New("there are no certificates in " + CertificateDirs[0])
+var ErrNoCertificates = errors.New("there are no certificates in /etc/verity.d")
 
 // maxCertificate bounds a certificate's file, in bytes.
 const maxCertificate = 1 << 20

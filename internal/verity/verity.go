@@ -12,7 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
+	"strings"
 )
 
 // ErrCorrupt is wrapped when a superblock or a signature partition makes no sense.
@@ -34,8 +34,13 @@ type Superblock struct {
 	salt          []byte
 }
 
-// hashName is what the kernel's hashes are called. No blank may get into a table.
-var hashName = regexp.MustCompile(`^[a-z0-9_-]{1,31}$`)
+// validHash tells whether s looks like one of the kernel's hashes. No blank may get
+// into a table.
+func validHash(s string) bool {
+	return s != "" && len(s) < 32 && !strings.ContainsFunc(s, func(c rune) bool {
+		return (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' && c != '-'
+	})
+}
 
 // Read reads the superblock at the start of the hashes, and checks it against the
 // size of the protected data in bytes.
@@ -56,7 +61,7 @@ func Read(r io.ReaderAt, dataSize int64) (*Superblock, error) {
 	switch {
 	case s.hashType > 1:
 		return nil, fmt.Errorf("Verity format %d: %w", s.hashType, ErrCorrupt)
-	case !hashName.MatchString(s.algorithm):
+	case !validHash(s.algorithm):
 		return nil, fmt.Errorf("hash %q: %w", s.algorithm, ErrCorrupt)
 	case !blockSize(s.dataBlockSize) || !blockSize(s.hashBlockSize):
 		return nil, fmt.Errorf("blocks of %d and %d bytes: %w", s.dataBlockSize, s.hashBlockSize, ErrCorrupt)
