@@ -10,5 +10,6 @@ unformatted=$(git ls-files '*.go' | xargs gofmt -l)
 }
 go vet ./...
 go vet -tags integration ./tests/...
+go vet -tags vm ./tests/vm
 if command -v golangci-lint >/dev/null; then golangci-lint run; else echo "lint: golangci-lint is not installed: skipped"; fi
 if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh; else echo "lint: shellcheck is not installed: skipped"; fi
