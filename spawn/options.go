@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machined/internal/imagepolicy"
+	"machined/internal/seccomp"
 	"machined/spawn/oci"
 	"machined/spawn/settings"
 )
@@ -78,6 +79,7 @@ type Options struct {
 	NoNewPrivs                  bool
 	Nesting                     bool // container engines and machines shall run inside
 	SyscallAllow, SyscallDeny   []string
+	Families                    seccomp.Families
 	Limits                      map[string]settings.Limit
 	OOMScore                    *int
 	CPUs                        []int
@@ -86,6 +88,7 @@ type Options struct {
 	ResolvConf  string
 	Timezone    string
 	LinkJournal string
+	JournalSink JournalSink
 	JournalTry  bool
 
 	Mounts         []settings.Mount
@@ -136,6 +139,9 @@ func (o *Options) AddCredential(id string, data []byte) bool {
 	o.credOrder = append(o.credOrder, id)
 	return true
 }
+
+// forwards tells whether the machine's journal is to go to a sink of ours.
+func (o *Options) forwards() bool { return o.JournalSink.Path != "" }
 
 // Userns tells whether the machine gets a user namespace.
 func (o *Options) Userns() bool { return o.Users.Mode != settings.UserNone }

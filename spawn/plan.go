@@ -88,6 +88,9 @@ func (m *machine) planSeccomp() error {
 	if o.Knobs.NoSeccomp {
 		return nil
 	}
+	if o.Families.Restricts() {
+		m.plan.Seccomp = append(m.plan.Seccomp, filterBytes(seccomp.CompileFamilies(o.Families)))
+	}
 	if done, err := m.bundleFilter(); done {
 		return err
 	}

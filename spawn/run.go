@@ -159,6 +159,9 @@ func (m *machine) once(ctx context.Context) (result outcome, err error) {
 	if err := m.hostDirs(); err != nil {
 		return outcome{}, err
 	}
+	if err := m.forwardJournal(); err != nil {
+		return outcome{}, err
+	}
 	m.say("Spawning container %s on %s.", m.opts.Machine, m.root)
 	if m.plan.Console.PTY && m.opts.Console == "interactive" {
 		m.say("Press ^] three times within 1s to kill container.")

@@ -64,6 +64,10 @@ func (o *Options) Validate() error {
 		return errors.New("--root-hash=, --root-hash-sig= and --verity-data= need --image=")
 	case len(o.BindUserGroups) > 0 && len(o.BindUsers) == 0:
 		return errors.New("Cannot use --bind-user-group= without --bind-user=")
+	case len(o.JournalSink.Limits) > 0 && !o.forwards():
+		return errors.New("--forward-journal-max-use=/--forward-journal-keep-free=/--forward-journal-max-file-size=/--forward-journal-max-files= require --forward-journal=.")
+	case o.forwards() && o.Credentials[sinkCredential] != nil:
+		return errors.New("Credential 'journal.forward_to_socket' already set via --set-credential=, refusing --forward-journal=.")
 	case o.Cleanup && o.Ephemeral:
 		return errors.New("--cleanup and --ephemeral may not be combined.")
 	}

@@ -450,6 +450,10 @@ func (c *commandLine) securityFlags() {
 		}
 		return nil
 	})
+	c.masked("families", "restrict-address-families", "", "LIST|~LIST|none", "Permit/prohibit specific socket address families", func(s string) error {
+		rest, deny := strings.CutPrefix(s, "~")
+		return o.Families.ParseFamilies(strings.Fields(rest), deny)
+	})
 	c.masked("rlimit", "rlimit", "", "NAME=LIMIT", "Set a resource limit for the payload", func(s string) error {
 		name, value, ok := strings.Cut(s, "=")
 		if !ok {
@@ -532,6 +536,7 @@ func (c *commandLine) otherFlags() {
 	})
 	c.flag("link-journal", "link-journal-try-guest", "j", "Equivalent to --link-journal=try-guest", func() error { o.LinkJournal, o.JournalTry = "guest", true; return nil })
 	c.fs.Lookup("link-journal-try-guest").Hidden = true
+	c.journalFlags()
 	modes := []string{"autopipe", "interactive", "passive", "pipe", "read-only"}
 	c.value("console", "", "MODE", "Select how stdin/stdout/stderr and /dev/console are set up for the container", func(s string) error {
 		if s == "help" {
@@ -579,8 +584,6 @@ func (c *commandLine) refusedFlags() {
 		{"selinux-context", "Z", "SELinux labels"},
 		{"selinux-apifs-context", "L", "SELinux labels"},
 		{"private-users-delegate", "", "systemd-nsresourced"},
-		{"forward-journal", "", "systemd-journal-remote"},
-		{"restrict-address-families", "", "socket family filters"},
 	} {
 		c.value(r.name, r.short, "", "", func(string) error { return fmt.Errorf("%s not supported by this program", plural(r.why)) })
 		c.fs.Lookup(r.name).Hidden = true

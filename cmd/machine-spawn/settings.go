@@ -65,6 +65,7 @@ func (c *commandLine) merge(f *settings.File) {
 	take(c, "notify-ready", &o.NotifyReady, f.NotifyReady)
 	take(c, "suppress-sync", &o.NoSync, f.SuppressSync)
 	take(c, "no-new-privileges", &o.NoNewPrivs, f.NoNewPrivileges)
+	take(c, "families", &o.Families, f.AddressFamilies)
 	take(c, "nesting", &o.Nesting, f.Nesting)
 	take(c, "uuid", &o.UUID, f.MachineID)
 	text(c, "user", &o.User, f.User)

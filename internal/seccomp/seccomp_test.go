@@ -25,6 +25,11 @@ func compile(t testing.TB, p Profile) machine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return interpret(t, prog)
+}
+
+func interpret(t testing.TB, prog []unix.SockFilter) machine {
+	t.Helper()
 	raw := make([]bpf.RawInstruction, len(prog))
 	for i, f := range prog {
 		raw[i] = bpf.RawInstruction{Op: f.Code, Jt: f.Jt, Jf: f.Jf, K: f.K}

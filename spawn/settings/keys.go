@@ -9,37 +9,39 @@ import (
 	"strings"
 
 	"machined/internal/caps"
+	"machined/internal/seccomp"
 )
 
 // keys has one row per key: what takes its value. A value that is empty resets a
 // list or unsets a setting.
 var keys = map[string]func(*parser, string) error{
-	"Exec.Boot":              func(p *parser, v string) error { return setBool(&p.boot, v) },
-	"Exec.ProcessTwo":        func(p *parser, v string) error { return setBool(&p.pid2, v) },
-	"Exec.Ephemeral":         func(p *parser, v string) error { return setBool(&p.file.Ephemeral, v) },
-	"Exec.Parameters":        func(p *parser, v string) error { return words(&p.file.Parameters, v, true, nil) },
-	"Exec.Environment":       func(p *parser, v string) error { return words(&p.file.Environment, v, false, validAssignment) },
-	"Exec.User":              func(p *parser, v string) error { return text(&p.file.User, v, nil) },
-	"Exec.WorkingDirectory":  func(p *parser, v string) error { return text(&p.file.WorkingDirectory, v, validPath) },
-	"Exec.PivotRoot":         (*parser).pivotRoot,
-	"Exec.Capability":        func(p *parser, v string) error { return p.capabilities(&p.file.Capability, v) },
-	"Exec.DropCapability":    func(p *parser, v string) error { return p.capabilities(&p.file.DropCapability, v) },
-	"Exec.AmbientCapability": (*parser).ambientCapability,
-	"Exec.KillSignal":        func(p *parser, v string) (err error) { return assign(&p.file.KillSignal, v, ParseSignal) },
-	"Exec.Personality":       func(p *parser, v string) error { return text(&p.file.Personality, v, validPersonality) },
-	"Exec.MachineID":         func(p *parser, v string) error { return pointer(&p.file.MachineID, v, ParseID) },
-	"Exec.PrivateUsers":      func(p *parser, v string) error { return pointer(&p.file.PrivateUsers, v, ParsePrivateUsers) },
-	"Exec.NotifyReady":       func(p *parser, v string) error { return setBool(&p.file.NotifyReady, v) },
-	"Exec.SystemCallFilter":  (*parser).systemCallFilter,
-	"Exec.OOMScoreAdjust":    (*parser).oomScoreAdjust,
-	"Exec.CPUAffinity":       (*parser).cpuAffinity,
-	"Exec.Hostname":          func(p *parser, v string) error { return text(&p.file.Hostname, v, validHostname) },
-	"Exec.NoNewPrivileges":   func(p *parser, v string) error { return setBool(&p.file.NoNewPrivileges, v) },
-	"Exec.Nesting":           func(p *parser, v string) error { return setBool(&p.file.Nesting, v) },
-	"Exec.ResolvConf":        func(p *parser, v string) error { return assign(&p.file.ResolvConf, v, ParseResolvConf) },
-	"Exec.Timezone":          func(p *parser, v string) error { return assign(&p.file.Timezone, v, ParseTimezone) },
-	"Exec.LinkJournal":       (*parser).linkJournal,
-	"Exec.SuppressSync":      func(p *parser, v string) error { return setBool(&p.file.SuppressSync, v) },
+	"Exec.Boot":                    func(p *parser, v string) error { return setBool(&p.boot, v) },
+	"Exec.ProcessTwo":              func(p *parser, v string) error { return setBool(&p.pid2, v) },
+	"Exec.Ephemeral":               func(p *parser, v string) error { return setBool(&p.file.Ephemeral, v) },
+	"Exec.Parameters":              func(p *parser, v string) error { return words(&p.file.Parameters, v, true, nil) },
+	"Exec.Environment":             func(p *parser, v string) error { return words(&p.file.Environment, v, false, validAssignment) },
+	"Exec.User":                    func(p *parser, v string) error { return text(&p.file.User, v, nil) },
+	"Exec.WorkingDirectory":        func(p *parser, v string) error { return text(&p.file.WorkingDirectory, v, validPath) },
+	"Exec.PivotRoot":               (*parser).pivotRoot,
+	"Exec.Capability":              func(p *parser, v string) error { return p.capabilities(&p.file.Capability, v) },
+	"Exec.DropCapability":          func(p *parser, v string) error { return p.capabilities(&p.file.DropCapability, v) },
+	"Exec.AmbientCapability":       (*parser).ambientCapability,
+	"Exec.KillSignal":              func(p *parser, v string) (err error) { return assign(&p.file.KillSignal, v, ParseSignal) },
+	"Exec.Personality":             func(p *parser, v string) error { return text(&p.file.Personality, v, validPersonality) },
+	"Exec.MachineID":               func(p *parser, v string) error { return pointer(&p.file.MachineID, v, ParseID) },
+	"Exec.PrivateUsers":            func(p *parser, v string) error { return pointer(&p.file.PrivateUsers, v, ParsePrivateUsers) },
+	"Exec.NotifyReady":             func(p *parser, v string) error { return setBool(&p.file.NotifyReady, v) },
+	"Exec.SystemCallFilter":        (*parser).systemCallFilter,
+	"Exec.RestrictAddressFamilies": (*parser).addressFamilies,
+	"Exec.OOMScoreAdjust":          (*parser).oomScoreAdjust,
+	"Exec.CPUAffinity":             (*parser).cpuAffinity,
+	"Exec.Hostname":                func(p *parser, v string) error { return text(&p.file.Hostname, v, validHostname) },
+	"Exec.NoNewPrivileges":         func(p *parser, v string) error { return setBool(&p.file.NoNewPrivileges, v) },
+	"Exec.Nesting":                 func(p *parser, v string) error { return setBool(&p.file.Nesting, v) },
+	"Exec.ResolvConf":              func(p *parser, v string) error { return assign(&p.file.ResolvConf, v, ParseResolvConf) },
+	"Exec.Timezone":                func(p *parser, v string) error { return assign(&p.file.Timezone, v, ParseTimezone) },
+	"Exec.LinkJournal":             (*parser).linkJournal,
+	"Exec.SuppressSync":            func(p *parser, v string) error { return setBool(&p.file.SuppressSync, v) },
 
 	"Files.ReadOnly":              func(p *parser, v string) error { return setBool(&p.file.ReadOnly, v) },
 	"Files.Volatile":              func(p *parser, v string) error { return assign(&p.file.Volatile, v, ParseVolatile) },
@@ -240,6 +242,18 @@ func (p *parser) systemCallFilter(v string) error {
 		p.file.SystemCallAllow = append(p.file.SystemCallAllow, list...)
 	}
 	return nil
+}
+
+func (p *parser) addressFamilies(v string) error {
+	if p.file.AddressFamilies == nil {
+		p.file.AddressFamilies = &seccomp.Families{}
+	}
+	rest, deny := strings.CutPrefix(v, "~")
+	list, err := SplitWords(rest)
+	if err != nil {
+		return err
+	}
+	return p.file.AddressFamilies.ParseFamilies(list, deny)
 }
 
 func (p *parser) cpuAffinity(v string) error {

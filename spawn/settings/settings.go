@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"machined/internal/seccomp"
 )
 
 // File is what a .nspawn file says. Pointers are nil, strings and lists empty,
@@ -37,6 +39,7 @@ type File struct {
 	NotifyReady       *bool
 	SystemCallAllow   []string // names and @groups
 	SystemCallDeny    []string
+	AddressFamilies   *seccomp.Families
 	Limits            map[string]Limit // by name: NOFILE, NPROC...
 	OOMScoreAdjust    *int
 	CPUAffinity       []int // CPU numbers, sorted, each once; nil: unset

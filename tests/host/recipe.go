@@ -92,7 +92,7 @@ passwd -d root
 func hostRecipe(s Suite) recipe {
 	p := hostPackages
 	if s != Bookworm {
-		p = append(append([]string(nil), p...), "systemd-resolved")
+		p = append(append([]string(nil), p...), "systemd-resolved", "systemd-journal-remote")
 	}
 	return recipe{kind: "host", suite: s, packages: p, script: hostScript}
 }
