@@ -165,6 +165,10 @@ func (c *commandLine) unabbreviate(args []string) ([]string, error) {
 				out[i] += "=" + value
 			}
 		}
+		if !has && f.Name == "user" && (i+1 == len(out) || strings.HasPrefix(out[i+1], "-")) {
+			// The scope of the user's service manager, since 261; with a word it is a user.
+			return nil, errors.New("User-scoped operation requires managed user namespaces, which are not supported by this program. (--user=NAME or --uid=NAME run the command as a user)")
+		}
 		if !has && f.NoOptDefVal == "" {
 			i++
 		}

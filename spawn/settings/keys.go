@@ -30,6 +30,7 @@ var keys = map[string]func(*parser, string) error{
 	"Exec.Personality":             func(p *parser, v string) error { return text(&p.file.Personality, v, validPersonality) },
 	"Exec.MachineID":               func(p *parser, v string) error { return pointer(&p.file.MachineID, v, ParseID) },
 	"Exec.PrivateUsers":            func(p *parser, v string) error { return pointer(&p.file.PrivateUsers, v, ParsePrivateUsers) },
+	"Exec.PrivateUsersDelegate":    (*parser).delegate,
 	"Exec.NotifyReady":             func(p *parser, v string) error { return setBool(&p.file.NotifyReady, v) },
 	"Exec.SystemCallFilter":        (*parser).systemCallFilter,
 	"Exec.RestrictAddressFamilies": (*parser).addressFamilies,
@@ -242,6 +243,19 @@ func (p *parser) systemCallFilter(v string) error {
 		p.file.SystemCallAllow = append(p.file.SystemCallAllow, list...)
 	}
 	return nil
+}
+
+// delegate takes no more than none: ranges come from systemd-nsresourced, which this
+// program does not speak to, and machines that lack theirs shall not start.
+func (p *parser) delegate(v string) error {
+	n, err := strconv.ParseUint(v, 10, 32)
+	if v == "" || err == nil && n == 0 {
+		return nil
+	}
+	if err == nil {
+		err = fmt.Errorf("PrivateUsersDelegate= is not supported by this program: it needs systemd-nsresourced (%w)", errFatal)
+	}
+	return err
 }
 
 func (p *parser) addressFamilies(v string) error {
