@@ -99,6 +99,10 @@ func BenchmarkMachinectl(b *testing.B) {
 			h.MustRun(b, "machinectl", "start", "deb")
 		}
 		race(b, of("machinectl shell", s), 3, 5, both(command("machinectl -q shell deb /bin/true"))...)
+		// What stock has for scripts is the shell, whose status is lost.
+		exec := both(command("machinectl -q shell deb /bin/true"))
+		exec[1].timedCommand = command("machinectl exec deb /bin/true")
+		race(b, of("machinectl exec, beside stock's shell", s), 3, 5, exec...)
 		for _, h := range hosts {
 			h.Shell(b, "machinectl terminate deb; "+gone)
 		}
