@@ -26,6 +26,7 @@ type Call struct {
 	tree    *Tree
 	serial  uint32
 	noReply bool
+	bytes   int   // of the arguments, about
 	fds     []int // all that came with it; closed when the call is over
 }
 

@@ -16,14 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limits of one sender. A caller that exceeds them is refused, and no other
-// caller notices.
-const (
-	maxQueued  = 256     // calls taken in and not answered yet
-	maxRunning = 16      // calls being answered at once
-	maxArgs    = 4 << 20 // bytes of arguments of one call
-)
-
 // Tree is the objects that a connection answers for. The zero number of
 // objects answers UnknownObject to everything.
 type Tree struct {
@@ -35,6 +27,7 @@ type Tree struct {
 	nodes   map[string]*node
 	quick   map[string]quickMethod // by quickKey
 	senders map[string]*sender
+	users   map[uint32]*load
 	serving bool
 	calls   sync.WaitGroup
 }
@@ -43,11 +36,12 @@ type Tree struct {
 type sender struct {
 	running chan struct{}
 	calls   map[*Call]context.CancelFunc
+	bytes   int // of the arguments of calls
 	creds   *Credentials
 }
 
 func newTree() *Tree {
-	return &Tree{nodes: map[string]*node{}, senders: map[string]*sender{}, log: discard()}
+	return &Tree{nodes: map[string]*node{}, senders: map[string]*sender{}, users: map[uint32]*load{}, log: discard()}
 }
 
 func discard() logrus.FieldLogger {
@@ -249,28 +243,34 @@ func (t *Tree) take(msg *godbus.Message, fds []int) {
 		s = &sender{running: make(chan struct{}, maxRunning), calls: map[*Call]context.CancelFunc{}}
 		t.senders[c.Sender] = s
 	}
-	full := len(s.calls) >= maxQueued
-	if !full {
+	c.bytes = argBytes(c.Args, maxArgs)
+	refused := s.refuses(c)
+	if refused == nil {
 		s.calls[c] = cancel
+		s.bytes += c.bytes
 		t.calls.Add(1)
 	}
+	crowded := len(s.calls) > freeCalls || s.bytes > freeBytes
 	t.mu.Unlock()
-	if full || argBytes(c.Args, maxArgs) > maxArgs {
-		reason := fmt.Sprintf("%s has more than %d calls waiting", c.Sender, maxQueued)
-		if !full {
-			reason = fmt.Sprintf("arguments of %s are longer than %d bytes", c.Member, maxArgs)
-			t.done(s, c)
-		}
+	if refused != nil {
 		cancel()
 		c.Args = nil
 		closeFDs(fds, nil)
-		t.fail(c, Errorf(ErrorLimitsExceeded, "%s", reason))
+		t.fail(c, refused)
 		return
 	}
 	go func() {
 		defer cancel()
 		defer t.done(s, c)
 		defer closeFDs(fds, nil)
+		if crowded {
+			leave, err := t.enter(ctx, c)
+			if err != nil {
+				t.fail(c, err)
+				return
+			}
+			defer leave()
+		}
 		select {
 		case s.running <- struct{}{}:
 			defer func() { <-s.running }()
@@ -284,48 +284,9 @@ func (t *Tree) take(msg *godbus.Message, fds []int) {
 func (t *Tree) done(s *sender, c *Call) {
 	t.mu.Lock()
 	delete(s.calls, c)
+	s.bytes -= c.bytes
 	t.mu.Unlock()
 	t.calls.Done()
-}
-
-// argBytes is the size of decoded arguments, counted up to a little over limit.
-func argBytes(args []any, limit int) int {
-	n := 0
-	var add func(v reflect.Value)
-	add = func(v reflect.Value) {
-		if n > limit || !v.IsValid() {
-			return
-		}
-		n += 8
-		switch v.Kind() {
-		case reflect.String:
-			n += v.Len()
-		case reflect.Slice:
-			if v.Type().Elem().Kind() == reflect.Uint8 {
-				n += v.Len()
-				return
-			}
-			for i := range v.Len() {
-				add(v.Index(i))
-			}
-		case reflect.Map:
-			for it := v.MapRange(); it.Next(); {
-				add(it.Key())
-				add(it.Value())
-			}
-		case reflect.Interface:
-			add(v.Elem())
-		case reflect.Struct:
-			if variant, ok := v.Interface().(godbus.Variant); ok {
-				add(reflect.ValueOf(variant.Value()))
-			}
-		default:
-		}
-	}
-	for _, arg := range args {
-		add(reflect.ValueOf(arg))
-	}
-	return n
 }
 
 // answer finds the method, compares signatures, runs the handler and replies.

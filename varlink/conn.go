@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 )
 
@@ -139,17 +140,29 @@ func (s *Server) serveConn(ctx context.Context, uc *net.UnixConn, peer *Peer) {
 	defer peer.close()
 	c := &conn{server: s, conn: uc}
 
-	calls := make(chan request, s.cfg.Limits.PipelinedCalls)
+	type waiting struct {
+		request
+		bytes int64
+	}
+	calls := make(chan waiting, s.cfg.Limits.PipelinedCalls)
+	// All calls that are read and not yet answered, the one that runs included,
+	// are no longer than the longest may be.
+	limit := int64(s.cfg.Limits.MessageBytes)
+	budget := semaphore.NewWeighted(limit)
 	var reader sync.WaitGroup
 	reader.Go(func() {
 		defer cancel()
 		err := readMessages(uc, s.cfg.Limits.MessageBytes, func(message []byte) error {
+			size := min(int64(len(message)), limit)
+			if err := budget.Acquire(ctx, size); err != nil {
+				return err
+			}
 			req, err := parseRequest(message)
 			if err != nil {
 				return err
 			}
 			select {
-			case calls <- req:
+			case calls <- waiting{req, size}:
 				return nil
 			case <-ctx.Done():
 				return ctx.Err()
@@ -163,9 +176,10 @@ func (s *Server) serveConn(ctx context.Context, uc *net.UnixConn, peer *Peer) {
 		}
 	})
 	for req := range calls {
-		if !s.dispatch(ctx, c, peer, req) || ctx.Err() != nil {
+		if !s.dispatch(ctx, c, peer, req.request) || ctx.Err() != nil {
 			break
 		}
+		budget.Release(req.bytes)
 	}
 	cancel()
 	_ = uc.Close()

@@ -39,7 +39,7 @@ func serveNeighbours(ctx context.Context, cfg config, files []*os.File, reg *reg
 		base = os.Getenv("XDG_RUNTIME_DIR")
 	}
 	services := machine.New(machine.Config{
-		Registry: reg, Images: images, Authority: authority, Terminals: srv, Binds: srv.Binds(), Net: srv.Net(),
+		Registry: reg, Images: images, Authority: authority, Terminals: srv, Binds: srv.Binds(), Net: srv.Net(), PTYs: srv.PTYs(),
 		Log: log, Version: version, User: cfg.user, OwnUID: uint32(os.Geteuid()),
 		RunDir: filepath.Clean(base), Listeners: listeners,
 	})

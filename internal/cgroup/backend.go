@@ -13,6 +13,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"machined/internal/sys"
 	"machined/internal/unit"
 )
 
@@ -34,7 +35,7 @@ type Config struct {
 type Backend struct {
 	cfg    Config
 	lock   *os.File // held while we live
-	watch  *watcher
+	watch  *sys.FileWatcher
 	notify *notifySocket
 	wg     sync.WaitGroup
 	ctx    context.Context
@@ -69,12 +70,12 @@ func New(cfg Config) (*Backend, error) {
 		_ = lock.Close()
 		return nil, err
 	}
-	if b.watch, err = newWatcher(); err != nil {
+	if b.watch, err = sys.NewFileWatcher(); err != nil {
 		_ = lock.Close()
 		return nil, err
 	}
 	if b.notify, err = listenNotify(filepath.Join(cfg.StateDir, "notify"), b.notified); err != nil {
-		b.watch.close()
+		b.watch.Close()
 		_ = lock.Close()
 		return nil, err
 	}
@@ -87,7 +88,7 @@ func (b *Backend) Close() {
 	b.cancel()
 	b.notify.close()
 	b.wg.Wait()
-	b.watch.close()
+	b.watch.Close()
 	// The kernel keeps it while it holds anything.
 	_ = unix.Rmdir(filepath.Join(b.cfg.Tree.Root, unit.Slice))
 	_ = b.lock.Close()
@@ -172,7 +173,7 @@ func (b *Backend) watchScope(name, dir string) {
 		_ = remove(dir)
 		b.emit(name)
 	}
-	stop, err := b.watch.add(filepath.Join(dir, "cgroup.events"), look)
+	stop, err := b.watch.Add(filepath.Join(dir, "cgroup.events"), unix.IN_MODIFY, look)
 	if err != nil {
 		b.cfg.Log.WithError(err).WithField("unit", name).Warn("Scope is not watched.")
 		return

@@ -197,7 +197,7 @@ func (s *service) sweep() {
 		default:
 		}
 	}
-	if stop, err := s.b.watch.add(filepath.Join(s.dir, "cgroup.events"), poke); err == nil {
+	if stop, err := s.b.watch.Add(filepath.Join(s.dir, "cgroup.events"), unix.IN_MODIFY, poke); err == nil {
 		defer stop()
 	}
 	deadline := time.NewTimer(10 * time.Second)
@@ -258,7 +258,7 @@ func (s *service) once(adopted *sys.Process) (int, error) {
 // supervise waits for the end of a spawner, and sees to time-outs.
 func (s *service) supervise(proc *sys.Process, wait func(*sys.Process) int) (int, error) {
 	// The log is cut whenever it has grown; nothing else bounds it.
-	if stop, err := s.b.watch.add(s.b.logPath(s.rec.Image), func() { _ = trimLog(s.b.logPath(s.rec.Image)) }); err == nil {
+	if stop, err := s.b.watch.Add(s.b.logPath(s.rec.Image), unix.IN_MODIFY, func() { _ = trimLog(s.b.logPath(s.rec.Image)) }); err == nil {
 		defer stop()
 	}
 	start := time.NewTimer(s.b.cfg.StartTimeout)

@@ -52,6 +52,7 @@ var errorNames = []struct {
 	{registry.ErrTooMany, errTooManyOperations},
 	{netaddr.ErrSharedNamespace, errNoPrivateNetworking},
 	{nsexec.ErrSharedMounts, errNotSupported},
+	{nsexec.ErrTooManyPTYs, errTooManyOperations},
 	{mapped.ErrNotFound, errNoSuchUser},
 	{polkit.ErrInteractionRequired, varlink.ErrorInteractiveAuthRequired},
 	{polkit.ErrDenied, varlink.ErrorPermissionDenied},

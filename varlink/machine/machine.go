@@ -50,12 +50,12 @@ type Authority interface {
 }
 
 // Terminals starts sessions inside machines, by the machine's own service
-// manager.
+// manager, for the user uid.
 type Terminals interface {
-	OpenLogin(ctx context.Context, m registry.Machine) (*nsexec.PTY, error)
+	OpenLogin(ctx context.Context, uid uint32, m registry.Machine) (*nsexec.PTY, error)
 	// OpenShell fills in what an empty user, path and args stand for and checks
 	// the request; then it asks authorize about it, and then acts.
-	OpenShell(ctx context.Context, m registry.Machine, user, path string, args, environment []string,
+	OpenShell(ctx context.Context, uid uint32, m registry.Machine, user, path string, args, environment []string,
 		authorize func(user, program, commandLine string) error) (*nsexec.PTY, error)
 }
 
@@ -72,6 +72,7 @@ type Config struct {
 	Terminals Terminals // nil: modes login and shell are not supported
 	Binds     Binds
 	Net       *netaddr.Cache // nil: a cache of the services' own
+	PTYs      *nsexec.PTYs   // nil: terminals of users are counted here alone
 	Log       logrus.FieldLogger
 	Version   string
 
@@ -100,6 +101,9 @@ type Services struct {
 	copies chan struct{}
 }
 
+// maxPTYs is how many terminals a user may have open that are from here.
+const maxPTYs = 256
+
 // maxCopies is how many copies run at once, for all callers together.
 const maxCopies = 64
 
@@ -110,6 +114,9 @@ func New(cfg Config) *Services {
 	}
 	if cfg.RunDir == "" {
 		cfg.RunDir = "/run"
+	}
+	if cfg.PTYs == nil {
+		cfg.PTYs = nsexec.NewPTYs(maxPTYs)
 	}
 	if cfg.Binds == nil {
 		cfg.Binds = nsexec.NewBinds(filepath.Join(cfg.RunDir, "machined/binds"))

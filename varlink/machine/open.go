@@ -80,15 +80,17 @@ func (s *Services) openMode(ctx context.Context, call *varlink.Call, m registry.
 		if err := s.authorize(ctx, call, &m, hostAction(m, "open-pty"), details{"machine", m.Name}); err != nil {
 			return nil, err
 		}
-		if m.Class == registry.ClassHost {
-			return nsexec.OpenHostPTY()
-		}
-		leader, err := s.cfg.Registry.Leader(m.Name)
-		if err != nil {
-			return nil, err
-		}
-		defer leader.Close()
-		return nsexec.OpenPTY(ctx, leader)
+		return s.cfg.PTYs.Open(ctx, call.Peer.UID, func(ctx context.Context) (*nsexec.PTY, error) {
+			if m.Class == registry.ClassHost {
+				return nsexec.OpenHostPTY()
+			}
+			leader, err := s.cfg.Registry.Leader(m.Name)
+			if err != nil {
+				return nil, err
+			}
+			defer leader.Close()
+			return nsexec.OpenPTY(ctx, leader)
+		})
 	}
 	if s.cfg.Terminals == nil {
 		return nil, varlink.NewError(errNotSupported)
@@ -97,10 +99,10 @@ func (s *Services) openMode(ctx context.Context, call *varlink.Call, m registry.
 		if err := s.authorize(ctx, call, &m, hostAction(m, "login"), details{"machine", m.Name, "verb", "login"}); err != nil {
 			return nil, err
 		}
-		pty, err := s.cfg.Terminals.OpenLogin(ctx, m)
+		pty, err := s.cfg.Terminals.OpenLogin(ctx, call.Peer.UID, m)
 		return pty, noIPC(err)
 	}
-	pty, err := s.cfg.Terminals.OpenShell(ctx, m, user, path, args, environment,
+	pty, err := s.cfg.Terminals.OpenShell(ctx, call.Peer.UID, m, user, path, args, environment,
 		func(user, program, commandLine string) error {
 			return s.authorize(ctx, call, &m, hostAction(m, "shell"), details{
 				"machine", m.Name, "verb", "shell", "user", user, "program", program, "command_line", commandLine,

@@ -28,6 +28,7 @@ var errorNames = []struct {
 	{polkit.ErrDenied, dbus.ErrorAccessDenied},
 	{netaddr.ErrSharedNamespace, machine1.ErrorNoPrivateNetworking},
 	{nsexec.ErrSharedMounts, dbus.ErrorNotSupported},
+	{nsexec.ErrTooManyPTYs, dbus.ErrorLimitsExceeded},
 	{nsexec.ErrNoSuchBind, dbus.ErrorFileNotFound},
 }
 

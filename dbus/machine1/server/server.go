@@ -81,9 +81,13 @@ type Server struct {
 	net    *netaddr.Cache
 	ids    *mapped.Directory
 	ownUID uint32
+	ptys   *nsexec.PTYs
 	copies chan struct{}
 	list   listCache
 }
+
+// maxPTYs is how many terminals a user may have open that are from here.
+const maxPTYs = 256
 
 // maxCopies is how many copies run at once, for all callers together.
 const maxCopies = 64
@@ -102,7 +106,7 @@ func New(cfg Config) *Server {
 	return &Server{
 		net: cfg.Net, ids: &mapped.Directory{Machines: cfg.Registry},
 		conn: cfg.Conn, reg: cfg.Registry, images: cfg.Images, auth: cfg.Authority, tools: cfg.Tools, log: cfg.Log,
-		binds: nsexec.NewBinds(cfg.BindsDir), ownUID: cfg.OwnUID, copies: make(chan struct{}, maxCopies),
+		ptys: nsexec.NewPTYs(maxPTYs), binds: nsexec.NewBinds(cfg.BindsDir), ownUID: cfg.OwnUID, copies: make(chan struct{}, maxCopies),
 	}
 }
 

@@ -13,17 +13,17 @@ import (
 
 // OpenLogin opens a terminal with a login prompt for a caller that has been
 // authorised already; machined's varlink services use it.
-func (s *Server) OpenLogin(ctx context.Context, m registry.Machine) (*nsexec.PTY, error) {
-	pty, err := s.login(ctx, &m)
+func (s *Server) OpenLogin(ctx context.Context, uid uint32, m registry.Machine) (*nsexec.PTY, error) {
+	pty, err := s.login(ctx, uid, &m)
 	return pty, domain(err)
 }
 
 // OpenShell is OpenMachineShell for callers that are not on the bus: it checks
 // the request, asks authorize about it, and then opens the terminal.
-func (s *Server) OpenShell(ctx context.Context, m registry.Machine, user, path string, args, environment []string,
+func (s *Server) OpenShell(ctx context.Context, uid uint32, m registry.Machine, user, path string, args, environment []string,
 	authorize func(user, program, commandLine string) error,
 ) (*nsexec.PTY, error) {
-	pty, err := s.shell(ctx, &m, user, path, args, environment, authorize)
+	pty, err := s.shell(ctx, uid, &m, user, path, args, environment, authorize)
 	return pty, domain(err)
 }
 
@@ -45,6 +45,9 @@ func domain(err error) error {
 // Binds is the record of what has been bound into machines, which all who bind
 // must share.
 func (s *Server) Binds() *nsexec.Binds { return s.binds }
+
+// PTYs counts the terminals of users, for all who open some.
+func (s *Server) PTYs() *nsexec.PTYs { return s.ptys }
 
 // Net is where the addresses of machines are asked for, with one socket per
 // machine for all who ask.

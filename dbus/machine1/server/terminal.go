@@ -28,8 +28,12 @@ const (
 	systemdManager = systemdName + ".Manager"
 )
 
-// newPTY makes a terminal of the machine, or of the host.
-func (s *Server) newPTY(ctx context.Context, m *registry.Machine) (*nsexec.PTY, error) {
+// newPTY makes a terminal of the machine, or of the host, for the user uid.
+func (s *Server) newPTY(ctx context.Context, uid uint32, m *registry.Machine) (*nsexec.PTY, error) {
+	return s.ptys.Open(ctx, uid, func(ctx context.Context) (*nsexec.PTY, error) { return s.openTerminal(ctx, m) })
+}
+
+func (s *Server) openTerminal(ctx context.Context, m *registry.Machine) (*nsexec.PTY, error) {
 	switch m.Class {
 	case registry.ClassHost:
 		return nsexec.OpenHostPTY()
@@ -49,7 +53,11 @@ func (s *Server) openPTY(ctx context.Context, c *dbus.Call, m registry.Machine) 
 	if err := s.authorizeOwner(ctx, c, &m, hostAction(&m, "open-pty"), details{"machine", m.Name}); err != nil {
 		return nil, err
 	}
-	return passed(s.newPTY(ctx, &m))
+	creds, err := c.Credentials(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return passed(s.newPTY(ctx, creds.UID, &m))
 }
 
 // manager calls a method of the machine's service manager, or of the host's.
@@ -90,7 +98,11 @@ func (s *Server) openLogin(ctx context.Context, c *dbus.Call, m registry.Machine
 	if err := s.authorizeOwner(ctx, c, &m, hostAction(&m, "login"), d); err != nil {
 		return nil, err
 	}
-	return passed(s.login(ctx, &m))
+	creds, err := c.Credentials(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return passed(s.login(ctx, creds.UID, &m))
 }
 
 // passed is the reply that hands a terminal out.
@@ -102,8 +114,8 @@ func passed(pty *nsexec.PTY, err error) ([]any, error) {
 }
 
 // login opens a terminal with a login prompt for a caller that may have one.
-func (s *Server) login(ctx context.Context, m *registry.Machine) (*nsexec.PTY, error) {
-	pty, err := s.newPTY(ctx, m)
+func (s *Server) login(ctx context.Context, uid uint32, m *registry.Machine) (*nsexec.PTY, error) {
+	pty, err := s.newPTY(ctx, uid, m)
 	if err != nil {
 		return nil, err
 	}
@@ -200,7 +212,11 @@ func validAssignment(s string) bool {
 func (s *Server) openShell(ctx context.Context, c *dbus.Call, m registry.Machine) ([]any, error) {
 	words, _ := c.Args[2].([]string)
 	environment, _ := c.Args[3].([]string)
-	return passed(s.shell(ctx, &m, c.String(0), c.String(1), words, environment, func(user, program, commandLine string) error {
+	creds, err := c.Credentials(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return passed(s.shell(ctx, creds.UID, &m, c.String(0), c.String(1), words, environment, func(user, program, commandLine string) error {
 		d := details{"machine", m.Name, "user", user, "program", program, "command_line", commandLine}
 		return s.authorizeOwner(ctx, c, &m, hostAction(&m, "shell"), d)
 	}))
@@ -208,7 +224,7 @@ func (s *Server) openShell(ctx context.Context, c *dbus.Call, m registry.Machine
 
 // shell checks a request, asks authorize about it, and opens a terminal in
 // which the machine's service manager runs the program.
-func (s *Server) shell(ctx context.Context, m *registry.Machine, user, path string, words, environment []string,
+func (s *Server) shell(ctx context.Context, uid uint32, m *registry.Machine, user, path string, words, environment []string,
 	authorize func(user, program, commandLine string) error,
 ) (*nsexec.PTY, error) {
 	r, err := parseShell(user, path, words, environment)
@@ -229,7 +245,7 @@ func (s *Server) shell(ctx context.Context, m *registry.Machine, user, path stri
 	if err := authorize(r.user, r.path, commandLine); err != nil {
 		return nil, err
 	}
-	pty, err := s.newPTY(ctx, m)
+	pty, err := s.newPTY(ctx, uid, m)
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,4 @@
-package cgroup
+package sys
 
 import (
 	"errors"
@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watcher calls back when a watched file is modified: one inotify instance and
-// one goroutine, whatever the number of machines (inotify(7)).
-type watcher struct {
+// FileWatcher calls back when something happens to a watched file: one inotify
+// instance and one goroutine, whatever the number of files (inotify(7)).
+type FileWatcher struct {
 	file *os.File
 	fd   int // of file, whose Fd method would make it blocking
 	done chan struct{}
@@ -20,21 +20,24 @@ type watcher struct {
 	byWD map[int32]func()
 }
 
-func newWatcher() (*watcher, error) {
+// NewFileWatcher makes a watcher; Close ends it.
+func NewFileWatcher() (*FileWatcher, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, os.NewSyscallError("inotify_init1", err)
 	}
-	w := &watcher{fd: fd, file: os.NewFile(uintptr(fd), "inotify"), done: make(chan struct{}), byWD: map[int32]func(){}}
+	w := &FileWatcher{fd: fd, file: os.NewFile(uintptr(fd), "inotify"), done: make(chan struct{}), byWD: map[int32]func(){}}
 	go w.run()
 	return w, nil
 }
 
-// add watches one file; the returned function ends that.
-func (w *watcher) add(path string, f func()) (func(), error) {
+// Add watches one file for the events of mask; the returned function ends that.
+// f is called for each event, and also when events may have been lost, on the
+// watcher's goroutine.
+func (w *FileWatcher) Add(path string, mask uint32, f func()) (func(), error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	wd, err := unix.InotifyAddWatch(w.fd, path, unix.IN_MODIFY)
+	wd, err := unix.InotifyAddWatch(w.fd, path, mask)
 	if err != nil {
 		return nil, &os.PathError{Op: "watch", Path: path, Err: err}
 	}
@@ -49,12 +52,13 @@ func (w *watcher) add(path string, f func()) (func(), error) {
 	}, nil
 }
 
-func (w *watcher) close() {
+// Close ends the watcher; no callback runs afterwards.
+func (w *FileWatcher) Close() {
 	_ = w.file.Close()
 	<-w.done
 }
 
-func (w *watcher) run() {
+func (w *FileWatcher) run() {
 	defer close(w.done)
 	buf := make([]byte, 64*(unix.SizeofInotifyEvent+unix.NAME_MAX+1))
 	for {
@@ -86,7 +90,7 @@ func (w *watcher) run() {
 }
 
 // all is for when the kernel has dropped events.
-func (w *watcher) all() {
+func (w *FileWatcher) all() {
 	w.mu.Lock()
 	fs := make([]func(), 0, len(w.byWD))
 	for _, f := range w.byWD {
