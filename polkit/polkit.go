@@ -88,16 +88,24 @@ func (a *Authority) check(ctx context.Context, who subject, sender, action strin
 		object.Go(authorityName+".CancelCheckAuthorization", godbus.FlagNoReplyExpected|godbus.FlagNoAutoStart, nil, id)
 		return fmt.Errorf("check %s for %s: %w: %w", action, sender, ErrDenied, context.Cause(ctx))
 	}
+	if err := decide(call); err != nil {
+		return fmt.Errorf("check %s for %s: %w", action, sender, err)
+	}
+	return nil
+}
+
+// decide reads polkit's answer. Any doubt is a no.
+func decide(call *godbus.Call) error {
 	var answer result
 	if err := call.Store(&answer); err != nil {
-		return fmt.Errorf("check %s for %s: %w (no answer from polkit: %v)", action, sender, ErrDenied, err)
+		return fmt.Errorf("%w (no answer from polkit: %v)", ErrDenied, err)
 	}
 	switch {
 	case answer.Authorized:
 		return nil
 	case answer.Challenge:
 		// Also when asking was allowed: no agent was there to ask.
-		return fmt.Errorf("check %s for %s: %w", action, sender, ErrInteractionRequired)
+		return ErrInteractionRequired
 	}
-	return fmt.Errorf("check %s for %s: %w", action, sender, ErrDenied)
+	return ErrDenied
 }

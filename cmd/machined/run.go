@@ -171,6 +171,9 @@ func run(ctx context.Context, cfg config, log *logrus.Logger) error {
 	}
 	err = watch(ctx, conn, reg)
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+	if n := reg.Len(); n > 0 && own != nil && err == nil {
+		log.WithField("machines", n).Info("machined ends; its machines go on, and the next machined takes them up.")
+	}
 	if errors.Is(err, errBusLost) && bus != nil {
 		// Our own bus is gone, and with it every connection. Machines go on;
 		// executing ourselves anew keeps the spawners our children.

@@ -50,7 +50,14 @@ func (b *Backend) StartScope(ctx context.Context, s unit.Scope) (unit.Job, error
 		if err != nil {
 			return unit.Job{}, err
 		}
-		job, err := b.startJob(ctx, s.Name, "StartTransientUnit", s.Name, "fail", props, []aux{})
+		var job unit.Job
+		twice, err := b.insist(ctx, func() (err error) {
+			job, err = b.startJob(ctx, s.Name, "StartTransientUnit", s.Name, "fail", props, []aux{})
+			return err
+		})
+		if twice && isError(err, unitExists) && b.holds(ctx, s) {
+			return unit.Finished(nil), nil // PID 1 had done it before it went
+		}
 		if isError(err, unitExists) && b.outlast(ctx, s.Name) {
 			job, err = b.startJob(ctx, s.Name, "StartTransientUnit", s.Name, "fail", props, []aux{})
 		}
@@ -181,7 +188,11 @@ func (b *Backend) StartMachine(ctx context.Context, image string, properties []u
 			return "", wrap("set properties of unit", name, err)
 		}
 	}
-	job, err := b.startJob(ctx, name, "StartUnit", name, "fail")
+	var job unit.Job
+	_, err := b.insist(ctx, func() (err error) {
+		job, err = b.startJob(ctx, name, "StartUnit", name, "fail")
+		return err
+	})
 	if err != nil {
 		return "", wrap("start unit", name, err)
 	}

@@ -69,6 +69,7 @@ type Backend struct {
 	// signal may overtake our reading of the reply.
 	early     map[godbus.ObjectPath]string
 	leaving   map[string][]chan struct{} // closed when PID 1 forgets the unit
+	back      chan struct{}              // closed when PID 1 comes to the bus
 	inCall    int
 	event     func(unit.Event)
 	watchDone chan struct{}
@@ -88,6 +89,7 @@ func New(ctx context.Context, cfg Config) (*Backend, error) {
 		early: map[godbus.ObjectPath]string{},
 
 		leaving: map[string][]chan struct{}{},
+		back:    make(chan struct{}),
 	}
 	conn, signals, err := b.connect(ctx)
 	if err != nil {
@@ -239,6 +241,7 @@ func (b *Backend) handle(s *godbus.Signal) {
 	case "org.freedesktop.DBus.NameOwnerChanged":
 		if len(s.Body) == 3 && s.Body[0] == busName && s.Body[2] != "" {
 			// PID 1 has executed itself anew and is back on the bus.
+			b.returned()
 			b.recheck()
 		}
 	case "org.freedesktop.DBus.Properties.PropertiesChanged":
@@ -308,9 +311,15 @@ func (b *Backend) object(ctx context.Context, path godbus.ObjectPath, method str
 	return conn.Object(busName, path).CallWithContext(ctx, method, 0, args...)
 }
 
+// busError returns the error of the bus that err is or wraps.
+func busError(err error) (de godbus.Error, ok bool) {
+	ok = errors.As(err, &de)
+	return de, ok
+}
+
 func isError(err error, names ...string) bool {
-	var de godbus.Error
-	if !errors.As(err, &de) {
+	de, ok := busError(err)
+	if !ok {
 		return false
 	}
 	for _, name := range names {
@@ -323,7 +332,7 @@ func isError(err error, names ...string) bool {
 
 // Stop enqueues a stop job. A unit that PID 1 does not know is no error.
 func (b *Backend) Stop(ctx context.Context, name string) error {
-	err := b.call(ctx, "StopUnit", name, "fail").Err
+	_, err := b.insist(ctx, func() error { return b.call(ctx, "StopUnit", name, "fail").Err })
 	if isError(err, noSuchUnit) {
 		return nil
 	}

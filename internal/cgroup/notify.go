@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,11 +24,15 @@ type notifySocket struct {
 	conn *net.UnixConn
 	path string
 	done chan struct{}
+
+	mu       sync.Mutex
+	barriers map[string]chan struct{} // by what the message says
 }
 
-// listenNotify calls f for each message with the unit that its sender is in,
-// by the credentials that the kernel attaches (unix(7), SCM_CREDENTIALS).
-func listenNotify(path string, f func(unitName string, pid int, fields map[string]string)) (*notifySocket, error) {
+// listenNotify calls f for each message with the process that has sent it, by
+// the credentials that the kernel attaches (unix(7), SCM_CREDENTIALS). It may
+// have ended since.
+func listenNotify(path string, f func(pid int, fields map[string]string)) (*notifySocket, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("listen for readiness: %w", err)
 	}
@@ -45,7 +52,7 @@ func listenNotify(path string, f func(unitName string, pid int, fields map[strin
 		_ = conn.Close()
 		return nil, fmt.Errorf("listen for readiness: %w", err)
 	}
-	n := &notifySocket{conn: conn, path: path, done: make(chan struct{})}
+	n := &notifySocket{conn: conn, path: path, done: make(chan struct{}), barriers: map[string]chan struct{}{}}
 	go n.run(f)
 	return n, nil
 }
@@ -55,7 +62,7 @@ func (n *notifySocket) close() {
 	<-n.done
 }
 
-func (n *notifySocket) run(f func(string, int, map[string]string)) {
+func (n *notifySocket) run(f func(int, map[string]string)) {
 	defer close(n.done)
 	buf := make([]byte, maxNotifyBytes)
 	oob := make([]byte, 4096)
@@ -74,18 +81,66 @@ func (n *notifySocket) run(f func(string, int, map[string]string)) {
 		if pid <= 0 || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 			continue
 		}
-		name, ok := unitOfSender(pid)
-		if !ok {
+		fields := parseFields(buf[:size])
+		if pid == os.Getpid() {
+			n.reached(fields[barrierField])
 			continue
 		}
-		fields := map[string]string{}
-		for line := range strings.Lines(string(buf[:size])) {
-			if key, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "="); ok {
-				fields[key] = value
-			}
-		}
-		f(name, pid, fields)
+		f(pid, fields)
 	}
+}
+
+// barrierField is what a message of our own to ourselves has.
+const barrierField = "X_MACHINED_BARRIER"
+
+// barrierTimeout bounds the wait for a message of our own.
+const barrierTimeout = 5 * time.Second
+
+// barrier returns when every message that has been sent by now has been
+// handled: datagrams of all senders are received in their order.
+func (n *notifySocket) barrier() {
+	reached := make(chan struct{})
+	n.mu.Lock()
+	id := strconv.Itoa(len(n.barriers)) + " " + strconv.FormatInt(time.Now().UnixNano(), 36)
+	n.barriers[id] = reached
+	n.mu.Unlock()
+	defer n.reached(id)
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: n.path, Net: "unixgram"})
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	_ = conn.SetWriteDeadline(time.Now().Add(barrierTimeout))
+	if _, err := conn.Write([]byte(barrierField + "=" + id)); err != nil {
+		return
+	}
+	timeout := time.NewTimer(barrierTimeout)
+	defer timeout.Stop()
+	select {
+	case <-reached:
+	case <-n.done:
+	case <-timeout.C:
+	}
+}
+
+func (n *notifySocket) reached(id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if c := n.barriers[id]; c != nil {
+		delete(n.barriers, id)
+		close(c)
+	}
+}
+
+// parseFields reads the lines KEY=VALUE of a message; other lines are skipped.
+func parseFields(message []byte) map[string]string {
+	fields := map[string]string{}
+	for line := range strings.Lines(string(message)) {
+		if key, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "="); ok {
+			fields[key] = value
+		}
+	}
+	return fields
 }
 
 func isTemporary(err error) bool {

@@ -309,8 +309,9 @@ func (s *service) isSettled() bool {
 }
 
 // waitForeign is for a spawner that an earlier machined started: nobody tells
-// us its status but the spawner itself.
+// us its status but the spawner itself, and that before its end.
 func (s *service) waitForeign(*sys.Process) int {
+	s.b.notify.barrier()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return max(s.exit, 0)
@@ -358,13 +359,12 @@ func (s *service) spawn() (*exec.Cmd, error) {
 }
 
 // notified handles one readiness message.
-func (b *Backend) notified(name string, _ int, fields map[string]string) {
-	b.mu.Lock()
-	s := b.services[name]
-	b.mu.Unlock()
+func (b *Backend) notified(pid int, fields map[string]string) {
+	s := b.serviceOf(pid)
 	if s == nil {
 		return
 	}
+	name := s.name
 	s.mu.Lock()
 	if text, ok := fields["STATUS"]; ok {
 		s.rec.Status = text
@@ -383,6 +383,26 @@ func (b *Backend) notified(name string, _ int, fields map[string]string) {
 	if ready {
 		s.settle(nil)
 	}
+}
+
+// serviceOf returns the service that a process speaks for, nil if none: as its
+// spawner, whose number is known also after its end, or from its cgroup.
+func (b *Backend) serviceOf(pid int) *service {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range b.services {
+		s.mu.Lock()
+		is := s.rec.PID == pid
+		s.mu.Unlock()
+		if is {
+			return s
+		}
+	}
+	name, ok := unitOfSender(pid)
+	if !ok {
+		return nil
+	}
+	return b.services[name]
 }
 
 // Status is what the spawner of a unit last said about itself (STATUS= of

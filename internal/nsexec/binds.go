@@ -47,14 +47,19 @@ func (s *Binds) load(machine string) ([]LiveBind, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseBinds(data), nil
+}
+
+// parseBinds skips lines that are no bind, such as a half-written one.
+func parseBinds(data []byte) []LiveBind {
 	var out []LiveBind
 	for line := range bytes.Lines(data) {
 		var b LiveBind
-		if json.Unmarshal(line, &b) == nil { // a half-written line is skipped
+		if json.Unmarshal(line, &b) == nil {
 			out = append(out, b)
 		}
 	}
-	return out, nil
+	return out
 }
 
 func (s *Binds) save(machine string, binds []LiveBind) error {

@@ -20,6 +20,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -91,13 +92,9 @@ func (p Pool) layers(name string) ([]string, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	var ids []string
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		id := lines.Text()
-		if raw, err := hex.DecodeString(id); err != nil || len(raw) != 8 {
-			return nil, fmt.Errorf("read layers of image %q: %q is no layer", name, id)
-		}
-		ids = append(ids, id)
+	ids, err := parseLayers(f)
+	if err != nil {
+		return nil, fmt.Errorf("read layers of image %q: %w", name, err)
 	}
 	if len(ids) > 1 {
 		if _, err := os.Lstat(p.base(ids[0])); errors.Is(err, os.ErrNotExist) {
@@ -108,6 +105,20 @@ func (p Pool) layers(name string) ([]string, error) {
 		return nil, fmt.Errorf("read layers of image %q: there are none", name)
 	}
 	return ids, nil
+}
+
+// parseLayers reads a list of layers, one ID a line.
+func parseLayers(r io.Reader) ([]string, error) {
+	var ids []string
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		id := lines.Text()
+		if raw, err := hex.DecodeString(id); err != nil || len(raw) != 8 {
+			return nil, fmt.Errorf("%q is no layer", id)
+		}
+		ids = append(ids, id)
+	}
+	return ids, lines.Err()
 }
 
 func newID() string {

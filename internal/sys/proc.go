@@ -53,6 +53,10 @@ func statFields(pid int) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseStat(data, pid)
+}
+
+func parseStat(data []byte, pid int) ([]string, error) {
 	// The command name may hold anything, so fields start behind the last ")".
 	end := bytes.LastIndexByte(data, ')')
 	if end < 0 {
@@ -88,6 +92,10 @@ func UIDOf(pid int) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
+	return parseUID(data, pid)
+}
+
+func parseUID(data []byte, pid int) (uint32, error) {
 	for line := range strings.Lines(string(data)) {
 		value, ok := strings.CutPrefix(line, "Uid:")
 		if !ok {

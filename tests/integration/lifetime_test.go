@@ -170,3 +170,35 @@ func TestProcessesAreKept(t *testing.T) {
 		kept("0")
 	})
 }
+
+// TestReexec has PID 1 execute itself anew while machines run, and while some
+// are made: none is lost, and the end of each is noticed as before.
+func TestReexec(t *testing.T) {
+	ours(t) // stock hands the caller what the bus says of PID 1's departure
+	onHosts(t, func(t *testing.T, h *host.Host) {
+		h.Shell(t, "systemd-run -q --unit=steady sleep 1000000")
+		h.MustRun(t, "sh", "-c", "busctl call "+busName+" "+busPath+" "+managerIf+` CreateMachine 'sayssusa(sv)' steady 0 test container $(systemctl show -p MainPID --value steady) "" 0`)
+		for i := range 6 {
+			h.Shell(t, fmt.Sprintf(`systemctl daemon-reexec & sleep 0.%d
+setsid sleep 1000000 </dev/null >/dev/null 2>&1 & leader=$!
+busctl call %s %s %s CreateMachine 'sayssusa(sv)' new%d 0 test container $leader "" 0
+wait %%1 || true
+systemctl is-active machine-new%d.scope`, i%4+1, busName, busPath, managerIf, i, i))
+		}
+		if got := machines(t, h); len(got) != 7 {
+			t.Errorf("got %v, want 7 machines", got)
+		}
+		h.Shell(t, `systemctl daemon-reload; for i in 0 1 2 3 4 5; do kill -KILL $(machinectl show new$i -p Leader --value); done`)
+		host.Eventually(t, 5*time.Second, func() error {
+			if got := machines(t, h); len(got) != 1 || got[0] != "steady" {
+				return fmt.Errorf("got %v, want steady alone", got)
+			}
+			return nil
+		})
+		h.Shell(t, "systemctl stop steady; systemctl stop machine-steady.scope")
+		waitGone(t, h)
+		if units := h.Shell(t, "systemctl list-units --all --no-legend --plain 'machine-*.scope'"); strings.TrimSpace(units) != "" {
+			t.Errorf("left: %s", units)
+		}
+	})
+}
