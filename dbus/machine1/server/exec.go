@@ -118,7 +118,11 @@ func (s *Server) execTerminal(ctx context.Context, c *dbus.Call, m registry.Mach
 		return nil, err
 	}
 	r.Terminal = true
-	pty, err := s.newPTY(ctx, &m)
+	creds, err := c.Credentials(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pty, err := s.newPTY(ctx, creds.UID, &m)
 	if err != nil {
 		return nil, err
 	}
