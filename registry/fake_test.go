@@ -4,6 +4,7 @@ import (
 	"context"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -66,6 +67,24 @@ func (f *fakeBackend) Release(_ context.Context, name string) error {
 	defer f.mu.Unlock()
 	f.released = append(f.released, name)
 	return nil
+}
+
+// wantReleased waits until a scope has been released.
+func (f *fakeBackend) wantReleased(t testing.TB, name string) {
+	t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		f.mu.Lock()
+		released := slices.Contains(f.released, name)
+		f.mu.Unlock()
+		if released {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s was not released", name)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 func (f *fakeBackend) StartMachine(_ context.Context, image string, _ []unit.Property) (string, error) {

@@ -73,20 +73,21 @@ func (r *Registry) watch(e *entry) {
 func (r *Registry) leaderless(e *entry) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return e.leader != nil && !e.leader.Alive() && !e.jobPending && ownsUnit(&e.m) && e.m.Unit == unit.ScopeName(e.m.Name)
+	dead := e.leader == nil || !e.leader.Alive() // nil: it was dead when the state was loaded
+	return dead && e.m.Leader.PID > 0 && !e.jobPending && ownsUnit(&e.m) && e.m.Unit == unit.ScopeName(e.m.Name)
 }
 
-// endPatience is how long the end of a machine without a leader is waited for.
+// endPatience is how long the end of a machine that has begun to end is waited for.
 const endPatience = 2 * time.Second
 
-// AwaitEnd waits a moment for the end of a machine called name whose leader is
-// dead already, so that the same machine can be started again at once. Where
-// there is none it returns at once.
+// AwaitEnd waits a moment for the end of a machine called name whose leader or
+// supervisor is dead already, so that the same machine can be started again at
+// once. Where there is none it returns at once.
 func (r *Registry) AwaitEnd(ctx context.Context, name string) {
 	r.mu.Lock()
 	e := r.machines[name]
 	r.mu.Unlock()
-	if e == nil || !r.leaderless(e) {
+	if e == nil || !r.leaderless(e) && (e.supervisor == nil || e.supervisor.Alive()) {
 		return
 	}
 	timeout := time.NewTimer(endPatience)

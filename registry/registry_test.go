@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -139,6 +138,7 @@ func TestRestart(t *testing.T) {
 	if got, _ := again.Get("alive"); want.Leader.FDID != 0 && (got.Leader != want.Leader || !got.Realtime.Equal(want.Realtime) || got.Monotonic != want.Monotonic) {
 		t.Errorf("after restart: got %+v, want %+v", got, want)
 	}
+	b.wantReleased(t, "machine-unit\\x2dlives.scope")
 	b.end("machine-unit\\x2dlives.scope")
 	heard.want(t, "-unit-lives")
 }
@@ -175,19 +175,7 @@ func TestScopeThatOutlivesItsProcesses(t *testing.T) {
 	}
 	heard.want(t, "+a")
 	end()
-	deadline := time.Now().Add(5 * time.Second)
-	for {
-		b.mu.Lock()
-		released := slices.Contains(b.released, m.Unit)
-		b.mu.Unlock()
-		if released {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the scope was not released")
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	b.wantReleased(t, m.Unit)
 	// The same machine starts again: it waits for the end of this one.
 	reg.AwaitEnd(context.Background(), "none of that name")
 	waited := make(chan error, 1)

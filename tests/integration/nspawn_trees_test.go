@@ -3,10 +3,14 @@
 package integration
 
 import (
+	"errors"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -66,6 +70,92 @@ G
 			}
 			waitGone(t, h)
 		})
+		t.Run("musl", func(t *testing.T) { muslTree(t, h) })
+		unchanged(t, h, before)
+	})
+}
+
+// muslTree boots a tree with musl in the place of glibc: busybox's init runs
+// levels as Alpine's does, of programs that want musl's loader.
+func muslTree(t *testing.T, h *host.Host) {
+	loaders, _ := filepath.Glob("/lib/ld-musl-*.so.1")
+	if _, err := exec.LookPath("musl-gcc"); err != nil || len(loaders) == 0 {
+		if os.Getenv("REQUIRE_ALL") == "1" {
+			t.Fatal("no musl-gcc: install musl-tools")
+		}
+		t.Skip("no musl-gcc")
+	}
+	tree := h.BusyboxTree(t, "musl")
+	who := filepath.Join(t.TempDir(), "who")
+	if out, err := exec.Command("musl-gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", who, "testdata/tell.c").CombinedOutput(); err != nil {
+		t.Fatalf("compile: %v\n%s", err, out)
+	}
+	loader, err := filepath.EvalSymlinks(loaders[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.CopyIn(t, who, tree+"/usr/bin/tell")
+	h.CopyIn(t, loader, tree+loaders[0])
+	h.Shell(t, `cd `+tree+`; rm -f sbin/init; ln -s ../bin/busybox sbin/init; mkdir -p etc/runlevels
+		printf 'ID=alpine\nVERSION_ID=3.20\nNAME="Alpine Linux"\n' >etc/os-release; rm -f usr/lib/os-release
+		printf '#!/bin/sh\necho "level $1: $(tell)"\n[ "$1" != default ] || { mount | grep -q " / " && touch /run/up; }\n' >sbin/openrc; chmod 755 sbin/openrc
+		printf '::sysinit:/sbin/openrc sysinit\n::wait:/sbin/openrc boot\n::wait:/sbin/openrc default\n::once:/bin/sleep 100000\n::shutdown:/sbin/openrc shutdown\n' >etc/inittab`)
+	for _, flags := range []string{"", "-U -n", "--read-only", "--volatile=state -U", "-x"} {
+		p := h.Start(t, append([]string{"systemd-nspawn", "-q", "-b", "-M", "musl", "--kill-signal=SIGUSR2"}, strings.Fields(flags)...)...)
+		for _, level := range []string{"sysinit", "boot", "default"} {
+			p.Expect(t, "level "+level+": root on musl as process ")
+		}
+		signalSpawner(t, h, unix.SIGTERM)
+		p.Expect(t, "level shutdown: ")
+		if got := p.Wait(t); got != 0 {
+			t.Errorf("%q: exit status %d: %s", flags, got, p.Output())
+		}
+	}
+	match(t, h.MustRun(t, "systemd-nspawn", "-q", "--pipe", "-U", "-M", "musl", "tell"), `^root on musl as process 1$`)
+	waitGone(t, h)
+}
+
+// TestNspawnBoots has systemd come up whole in each kind of root and network:
+// no unit has failed.
+func TestNspawnBoots(t *testing.T) {
+	onHosts(t, func(t *testing.T, h *host.Host) {
+		h.OSTree(t, "deb")
+		h.OSTree(t, "state")
+		before := snapshot(t, h)
+		boots := map[string]string{
+			"plain": "-x", "users": "-x -U", "veth": "-x -U -n", "zone": "-x -U --network-zone=bz", "private": "-x --private-network",
+			"readonly": "--read-only --tmpfs=/var --private-network", "yes": "--volatile=yes -U systemd.firstboot=no", "state": "--volatile=state -U -n", "overlay": "--volatile=overlay -n",
+			"quiet": "--volatile=overlay -U --console=pipe --link-journal=no",
+		}
+		for name, flags := range boots {
+			tree := "/var/lib/machines/deb"
+			if name == "state" { // it takes the tree for itself
+				tree = "/var/lib/machines/state"
+			}
+			h.MustRun(t, append([]string{"systemd-run", "-q", "--unit=b-" + name, "-p", "Type=notify", "-p", "Delegate=yes", "-p", "KillMode=mixed", "-p", "TasksMax=infinity",
+				"systemd-nspawn", "-q", "--keep-unit", "-b", "-D", tree, "-M", name}, strings.Fields(flags)...)...)
+		}
+		for name, flags := range boots {
+			if name == "yes" {
+				// Debian's bus does not start without its users in /etc; the rest does.
+				host.Eventually(t, 60*time.Second, func() error {
+					if r := h.Try("journalctl", "-u", "b-yes", "--no-pager"); !strings.Contains(r.Stdout, "Reached target basic.target") {
+						return errors.New(r.Stdout)
+					}
+					return nil
+				})
+				continue
+			}
+			waitRunning(t, h, name)
+			if got := h.Try("systemctl", "-M", name, "is-system-running"); got.Stdout != "running\n" {
+				t.Errorf("%s (%s): %s%s", name, flags, got.Stdout, h.Try("systemctl", "-M", name, "--failed", "--no-legend", "--plain").Stdout)
+			}
+		}
+		for name := range boots {
+			h.Try("systemctl", "stop", "b-"+name)
+		}
+		h.Try("systemctl", "reset-failed")
+		waitGone(t, h)
 		unchanged(t, h, before)
 	})
 }
