@@ -18,19 +18,30 @@ import (
 // name only.
 type nameTable struct{ users, groups map[string]uint32 }
 
-// maxNames bounds how many names are remembered.
-const maxNames = 10_000
+// maxNames bounds how many names are remembered, and maxName how long they are
+// (LOGIN_NAME_MAX).
+const (
+	maxNames = 10_000
+	maxName  = 256
+)
 
 func newNames() *nameTable {
 	return &nameTable{users: map[string]uint32{}, groups: map[string]uint32{}}
 }
 
 func (t *nameTable) learn(h *tar.Header) {
-	if h.Uname != "" && len(t.users) < maxNames {
-		t.users[h.Uname] = uint32(h.Uid)
+	remember(t.users, h.Uname, h.Uid)
+	remember(t.groups, h.Gname, h.Gid)
+}
+
+func remember(table map[string]uint32, name string, id int) {
+	if name == "" || len(name) > maxName {
+		return
 	}
-	if h.Gname != "" && len(t.groups) < maxNames {
-		t.groups[h.Gname] = uint32(h.Gid)
+	switch old, known := table[name]; {
+	case known && old == uint32(id):
+	case known || len(table) < maxNames:
+		table[strings.Clone(name)] = uint32(id) // the header holds more than the name
 	}
 }
 

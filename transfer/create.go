@@ -81,6 +81,19 @@ func (u *untar) openParent(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// smallRecords is how much a header may say, in bytes, that waits in memory with
+// its file.
+const smallRecords = 64 << 10
+
+// recordBytes is the size of what the extended header of an entry says.
+func recordBytes(h *tar.Header) int {
+	n := 0
+	for key, value := range h.PAXRecords {
+		n += len(key) + len(value)
+	}
+	return n
+}
+
 func (u *untar) regular(ctx context.Context, h *tar.Header, at int, base string) error {
 	fail := func(what string, err error) error {
 		return fmt.Errorf("unpack %q: %s: %w", shorten(h.Name), what, err)
@@ -102,7 +115,7 @@ func (u *untar) regular(ctx context.Context, h *tar.Header, at int, base string)
 	if err != nil {
 		return fail("create", err)
 	}
-	if h.Size <= smallFile {
+	if h.Size <= smallFile && recordBytes(h) <= smallRecords {
 		buf := u.fill.buffer()
 		n, err := io.ReadFull(u.tr, buf[:h.Size])
 		if err != nil {

@@ -9,15 +9,16 @@ import (
 	"os"
 	"path"
 	"strings"
+	"unsafe"
 
 	"machined/internal/sys"
 
 	"golang.org/x/sys/unix"
 )
 
-// maxDirTimes bounds how many directories get their times back in the end; each
-// costs memory until then.
-const maxDirTimes = 500_000
+// maxLate bounds what is remembered of an archive until its end, in bytes: the
+// times of directories and, counted on their own, ACLs that name users.
+const maxLate = 32 << 20
 
 // Untar unpacks an archive below root, an open directory. Every path is resolved
 // as if root were "/", so that no entry can reach outside of it. A later entry
@@ -139,7 +140,9 @@ type untar struct {
 	inherits   inheritance
 	self       creator
 	dirs       []dirTime
+	dirBytes   int
 	late       []lateACL
+	lateBytes  int
 	names      *nameTable
 	fill       *filler
 	layer      *layer // nil: an archive of its own
@@ -243,7 +246,9 @@ func (u *untar) entry(ctx context.Context, h *tar.Header) error {
 		return u.makeDirectory(h, parent, dir, base)
 	}
 	u.names.learn(h)
-	u.postpone(h, path.Join(dir, base))
+	if err := u.postpone(h, path.Join(dir, base)); err != nil {
+		return fail("set attributes", err)
+	}
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeGNUSparse, '\x00', tar.TypeCont:
 		return u.regular(ctx, h, at, base)
@@ -350,30 +355,38 @@ func (u *untar) makeDirectory(h *tar.Header, parent *os.File, dir, base string) 
 
 func (u *untar) directory(h *tar.Header, dir *os.File, name string) error {
 	u.names.learn(h)
-	u.postpone(h, name)
-	acl := h.PAXRecords[aclDefault]
+	if err := u.postpone(h, name); err != nil {
+		return fmt.Errorf("unpack %q: set attributes: %w", shorten(h.Name), err)
+	}
+	acl := strings.Clone(h.PAXRecords[aclDefault])
 	delete(h.PAXRecords, aclDefault)
 	if err := setAttributes(dir, h); err != nil {
 		return fmt.Errorf("unpack %q: set attributes: %w", shorten(h.Name), err)
 	}
-	if len(u.dirs) < maxDirTimes {
-		u.dirs = append(u.dirs, dirTime{path: name, mtime: timespec(h.ModTime), atime: timespec(h.AccessTime), acl: acl})
+	if u.dirBytes += len(name) + len(acl) + int(unsafe.Sizeof(dirTime{})); u.dirBytes > maxLate {
+		// Those so far get their times now: what an archive adds to them later changes them.
+		if err := u.finishDirectories(); err != nil {
+			return err
+		}
 	}
+	u.dirs = append(u.dirs, dirTime{path: strings.Clone(name), mtime: timespec(h.ModTime), atime: timespec(h.AccessTime), acl: acl})
 	return nil
 }
 
 // postpone takes ACLs out of a header that cannot be set yet.
-func (u *untar) postpone(h *tar.Header, name string) {
+func (u *untar) postpone(h *tar.Header, name string) error {
 	for _, key := range []string{aclAccess, aclDefault} {
 		text, ok := h.PAXRecords[key]
 		if !ok || !namesIn(text) {
 			continue
 		}
 		delete(h.PAXRecords, key)
-		if len(u.late) < maxDirTimes {
-			u.late = append(u.late, lateACL{path: name, key: key, text: text})
+		if u.lateBytes += len(name) + len(text) + int(unsafe.Sizeof(lateACL{})); u.lateBytes > maxLate {
+			return fmt.Errorf("%w: too many ACLs that name users", ErrArchive)
 		}
+		u.late = append(u.late, lateACL{path: strings.Clone(name), key: key, text: strings.Clone(text)})
 	}
+	return nil
 }
 
 func (u *untar) hardlink(target string, at int, base string) error {
@@ -396,21 +409,6 @@ func (u *untar) hardlink(target string, at int, base string) error {
 // finish gives files the ACLs that name users, and directories what making
 // their entries has changed.
 func (u *untar) finish() error {
-	fix := func(name string, do func(path string) error) error {
-		f, err := sys.OpenHow(int(u.root.Fd()), name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW})
-		if err != nil {
-			return nil //nolint:nilerr // replaced by a later entry
-		}
-		defer func() { _ = f.Close() }()
-		var st unix.Stat_t
-		if unix.Fstat(int(f.Fd()), &st) != nil || st.Mode&unix.S_IFMT == unix.S_IFLNK {
-			return nil
-		}
-		if err := do(sys.FDPath(f)); err != nil {
-			return fmt.Errorf("unpack %q: set attributes: %w", shorten(name), err)
-		}
-		return nil
-	}
 	if len(u.late) > 0 {
 		u.names.read(u.root)
 	}
@@ -419,13 +417,35 @@ func (u *untar) finish() error {
 		if !ok {
 			continue // a user that neither the tree nor the archive knows has no right
 		}
-		if err := fix(l.path, func(path string) error { return setRecord(pathXattr(path), l.key, text) }); err != nil {
+		if err := u.fix(l.path, func(path string) error { return setRecord(pathXattr(path), l.key, text) }); err != nil {
 			return err
 		}
 	}
+	return u.finishDirectories()
+}
+
+// fix changes what has a name in the tree, unless a later entry has replaced it.
+func (u *untar) fix(name string, do func(path string) error) error {
+	f, err := sys.OpenHow(int(u.root.Fd()), name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW})
+	if err != nil {
+		return nil //nolint:nilerr // replaced
+	}
+	defer func() { _ = f.Close() }()
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil || st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		return nil
+	}
+	if err := do(sys.FDPath(f)); err != nil {
+		return fmt.Errorf("unpack %q: set attributes: %w", shorten(name), err)
+	}
+	return nil
+}
+
+// finishDirectories gives the directories so far their times, the inner ones first.
+func (u *untar) finishDirectories() error {
 	for i := len(u.dirs) - 1; i >= 0; i-- {
 		d := u.dirs[i]
-		err := fix(d.path, func(path string) error {
+		err := u.fix(d.path, func(path string) error {
 			if d.acl != "" {
 				if err := setRecord(pathXattr(path), aclDefault, d.acl); err != nil {
 					return err
@@ -437,5 +457,6 @@ func (u *untar) finish() error {
 			return err
 		}
 	}
+	u.dirs, u.dirBytes = u.dirs[:0], 0
 	return nil
 }
