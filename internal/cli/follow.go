@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	godbus "github.com/godbus/dbus/v5"
@@ -39,6 +41,7 @@ func (t *Transfers) follow(ctx context.Context, start func(bus *Bus, id *uint32,
 		return Because("Failed to transfer image", err)
 	}
 	view := newProgress(t.Terminal, t.Quiet)
+	view.size.Store(t.size)
 	defer view.close()
 	view.log(6, fmt.Sprintf("Enqueued transfer job %d. Press C-c to continue download in background.", id))
 	for {
@@ -71,6 +74,7 @@ type progress struct {
 	term  *Terminal
 	quiet bool
 	bar   *Bar
+	size  atomic.Uint64 // of what comes, in bytes; 0: not known yet
 }
 
 func newProgress(term *Terminal, quiet bool) *progress { return &progress{term: term, quiet: quiet} }
@@ -104,6 +108,9 @@ func (p *progress) log(priority uint32, line string) {
 	if p.quiet && priority > 4 {
 		return
 	}
+	if size := announced(line); size > 0 {
+		p.size.Store(size)
+	}
 	style := StyleNone
 	switch {
 	case priority <= 3:
@@ -128,9 +135,8 @@ func (p *progress) update(fraction float64) {
 	}
 	if p.bar == nil {
 		started := time.Now()
-		// The service tells shares, not bytes; what is known in bytes stands in
-		// the log lines.
-		p.bar = NewBar("Total: ", func(fraction float64) string { return rate(fraction, time.Since(started)) })
+		// The service tells shares, not bytes; those stand in its lines.
+		p.bar = NewBar("Total: ", func(fraction float64) string { return rate(fraction, p.size.Load(), time.Since(started)) })
 	}
 	p.bar.Set(fraction)
 }
@@ -142,10 +148,25 @@ func (p *progress) close() {
 	}
 }
 
+// announced reads the size from the line by which the service says that it
+// begins to download something; 0 is any other line.
+func announced(line string) uint64 {
+	rest, ok := strings.CutPrefix(line, "Downloading ")
+	if !ok {
+		return 0
+	}
+	size, _, _ := strings.Cut(rest, " for ")
+	n, err := ParseSize(size)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // rate is the mean speed of a transfer.
-func rate(fraction float64, elapsed time.Duration) string {
-	if elapsed < time.Second {
+func rate(fraction float64, size uint64, elapsed time.Duration) string {
+	if elapsed < time.Second || size == 0 {
 		return ""
 	}
-	return fmt.Sprintf(" %.1f%%/s ", fraction*100/elapsed.Seconds())
+	return fmt.Sprintf(" %s/s ", FormatBytes(uint64(fraction*float64(size)/elapsed.Seconds())))
 }

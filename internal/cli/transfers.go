@@ -45,7 +45,8 @@ type Transfers struct {
 	Full, NoPager bool
 	JSON          JSONMode
 
-	bus *Bus
+	bus  *Bus
+	size uint64 // of what is imported, in bytes; 0: not known
 }
 
 // TransferVerbs are the verbs that Run knows, in the order of the help.
@@ -265,6 +266,9 @@ func (t *Transfers) importFile(ctx context.Context, what, file, local string) er
 		}
 		defer opened.Close()
 		source = opened
+		if st, err := opened.Stat(); err == nil && st.Mode().IsRegular() {
+			t.size = uint64(st.Size())
+		}
 	}
 	method := "Import" + title(what)
 	flags := t.flags(false)
