@@ -91,6 +91,7 @@ func (m *machine) exec(conn *net.UnixConn) error {
 	_, _ = conn.Write([]byte(execreq.Taken))
 	_ = conn.Close()
 	_, _ = process.Wait()
+	settleSoon()
 	return nil
 }
 

@@ -70,6 +70,7 @@ func TestExec(t *testing.T) {
 for i in $(seq 100); do grep -q ready /tmp/out-"$0" && break; sleep 0.1; done; kill -USR1 $p; wait $p; echo "status $?"; cat /tmp/out-"$0"`, name)
 					match(t, r.Stdout, `^status 7$`, `^caught$`)
 				})
+				t.Run("polkit", func(t *testing.T) { execPolkit(t, h, name) })
 				t.Run("left", func(t *testing.T) {
 					// Whoever is gone waits for nothing.
 					h.Try("timeout", "-s", "KILL", "1", "machinectl", "exec", name, "sleep", "4242")
@@ -92,6 +93,29 @@ for i in $(seq 100); do grep -q ready /tmp/out-"$0" && break; sleep 0.1; done; k
 		waitGone(t, h)
 		unchanged(t, h, before)
 	})
+}
+
+// execPolkit: users are who a rule says, about what it says.
+func execPolkit(t *testing.T, h *host.Host, name string) {
+	if r := h.TryAs("alice", "machinectl", "--no-ask-password", "exec", name, "id"); r.Exit == 0 || r.Stdout != "" {
+		t.Errorf("without a rule: %v", r)
+	}
+	h.WriteFile(t, "/etc/polkit-1/rules.d/exec.rules", `polkit.addRule(function(action, subject) {
+	if (action.id == "org.freedesktop.machine1.shell" && subject.user == "alice" && action.lookup("machine") == "`+name+`" &&
+	    action.lookup("user") == "user" && action.lookup("program") == "id" && action.lookup("command_line") == "id -u") return polkit.Result.YES;
+});`, 0o644)
+	defer h.MustRun(t, "rm", "/etc/polkit-1/rules.d/exec.rules")
+	host.Eventually(t, 10*time.Second, func() error { // polkitd reads its rules again
+		if r := h.TryAs("alice", "machinectl", "exec", "-u", "user", name, "id", "-u"); r.Exit != 0 || r.Stdout != "1000\n" {
+			return fmt.Errorf("with a rule: %v", r)
+		}
+		return nil
+	})
+	for _, args := range [][]string{{"-u", "root", name, "id", "-u"}, {"-u", "user", name, "sh", "-c", "id"}, {"-u", "user", name, "id"}} {
+		if r := h.TryAs("alice", append([]string{"machinectl", "--no-ask-password", "exec"}, args...)...); r.Exit == 0 || r.Stdout != "" {
+			t.Errorf("%v: %v", args, r)
+		}
+	}
 }
 
 func execStatuses(t *testing.T, h *host.Host, name string) {
