@@ -66,7 +66,7 @@ func race(b *testing.B, name string, turns, each int, runners ...runner) {
 	}
 	for impl, all := range took {
 		record(name, "ms", impl, all...)
-		b.ReportMetric(value(name, impl), strings.ReplaceAll(name, " ", "_")+"/"+string(impl)+"-ms")
+		b.ReportMetric(result(name, impl).p50, strings.ReplaceAll(name, " ", "_")+"/"+string(impl)+"-ms")
 	}
 }
 

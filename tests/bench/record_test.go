@@ -15,7 +15,7 @@ import (
 )
 
 // sample is what was measured of one implementation.
-type sample struct{ p50, p95 float64 }
+type sample struct{ p25, p50, p95 float64 }
 
 // results are in the order in which they came.
 var results struct {
@@ -39,14 +39,14 @@ func record(name, unit string, impl host.Impl, values ...float64) {
 		results.order = append(results.order, name)
 	}
 	results.unit[name] = unit
-	results.of[name][impl] = sample{p50: values[len(values)/2], p95: values[len(values)*95/100]}
+	results.of[name][impl] = sample{values[len(values)/4], values[len(values)/2], values[len(values)*95/100]}
 }
 
-// value is the middle of what was recorded.
-func value(name string, impl host.Impl) float64 {
+// result is what was recorded.
+func result(name string, impl host.Impl) sample {
 	results.mu.Lock()
 	defer results.mu.Unlock()
-	return results.of[name][impl].p50
+	return results.of[name][impl]
 }
 
 // limits are the ratios that the product promises, by name without the version of

@@ -51,10 +51,11 @@ func BenchmarkManyFiles(b *testing.B) {
 	for name, all := range took {
 		record(name, "ms", host.Ours, all...)
 	}
-	if d := value(users, host.Ours) - value(plain, host.Ours); d > mostForUsers {
+	// Of the faster ones: what else the machine does can only add, and differs by more than this.
+	if d := result(users, host.Ours).p25 - result(plain, host.Ours).p25; d > mostForUsers {
 		b.Errorf("-U costs %.1f ms, at most %d", d, mostForUsers)
 	}
-	if x := value(ephemeral, host.Ours); x > mostForEphemeral {
+	if x := result(ephemeral, host.Ours).p50; x > mostForEphemeral {
 		b.Errorf("--ephemeral takes %.1f ms, at most %d", x, mostForEphemeral)
 	}
 }
