@@ -33,6 +33,7 @@ var errNoPassphrase = errors.New("no passphrase: give it as the credential " + p
 // unlock opens a volume with the credential, or with what a person says.
 func (m *machine) unlock(ctx context.Context, h *luks.Header, r io.ReaderAt) (*luks.Volume, error) {
 	limits := luks.Limits{MemoryKiB: availableMemory()}
+	m.plan.Credentials = slices.DeleteFunc(m.plan.Credentials, func(c stage.Credential) bool { return c.ID == passphraseCredential })
 	if m.passphrase != nil { // the image's other partitions are tried with it first
 		if v, err := h.Unlock(ctx, r, m.passphrase, limits); err == nil || !errors.Is(err, luks.ErrPassphrase) {
 			return v, err
@@ -79,7 +80,6 @@ func (m *machine) unlock(ctx context.Context, h *luks.Header, r io.ReaderAt) (*l
 // givenPassphrase is that of the options, or of the unit that this program runs in.
 func (m *machine) givenPassphrase() ([]byte, bool, error) {
 	if data, ok := m.opts.Credentials[passphraseCredential]; ok {
-		m.plan.Credentials = slices.DeleteFunc(m.plan.Credentials, func(c stage.Credential) bool { return c.ID == passphraseCredential })
 		return data, true, nil
 	}
 	dir := os.Getenv("CREDENTIALS_DIRECTORY")

@@ -106,10 +106,12 @@ func Run(ctx context.Context, opts *Options, streams Streams, bus Registrar) (in
 	signals := make(chan os.Signal, 16)
 	// For good: the program ends with the machine, and taking this back takes time.
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT)
+	var passphrase []byte // nobody is asked again when the machine reboots
 	// Each run of a machine takes its image anew, after a reboot too.
 	for {
-		m := &machine{opts: opts, io: streams, bus: bus, notify: newNotifier(), signals: signals}
+		m := &machine{opts: opts, io: streams, bus: bus, notify: newNotifier(), signals: signals, passphrase: passphrase}
 		result, err := m.once(ctx)
+		passphrase = m.passphrase
 		if err != nil {
 			return 1, err
 		}
