@@ -41,7 +41,12 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	fmt.Printf("virtual machine of %s with %s's programs: up after %v\n", suite, machine.Impl, time.Since(start).Round(time.Second))
-	code := m.Run()
+	code := 1
+	if r := machine.Try("set -e\n" + tree + "chmod 755 $T; mv $T /var/lib/machines/bb"); r.Exit == 0 {
+		code = m.Run()
+	} else {
+		fmt.Fprintln(os.Stderr, "make a tree of busybox:", r)
+	}
 	if err := machine.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, "remove virtual machine:", err)
 		code = 1
@@ -91,7 +96,6 @@ seq 200000 >$T/root/data
 
 // TestLimits has limits hold that need controllers.
 func TestLimits(t *testing.T) {
-	machine.Shell(t, tree+`mkdir -p /var/lib/machines; mv $T /var/lib/machines/bb; chmod 755 /var/lib/machines/bb`)
 	const run = `systemd-nspawn -q --console=pipe -M bb `
 	t.Run("memory by property", func(t *testing.T) {
 		// awk doubles a string until it is killed.

@@ -75,7 +75,8 @@ func (v *VM) boot(ctx context.Context, image, kernel, initrd string) error {
 	if accel == "" {
 		accel = "tcg"
 	}
-	v.qemu = exec.Command("qemu-system-x86_64", "-accel", accel, "-cpu", "max", "-smp", "2", "-m", "1536",
+	// One processor: with more, emulation runs into the kernel's patching of its own code.
+	v.qemu = exec.Command("qemu-system-x86_64", "-accel", accel, "-cpu", "max", "-smp", "1", "-m", "1536",
 		"-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none",
 		"-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1 systemd.show_status=no",
 		"-serial", "file:"+filepath.Join(v.scratch.Dir, "console"),
