@@ -90,7 +90,7 @@ cp /bin/busybox $T/bin; for a in sh cat ls touch head awk dd md5sum grep mount s
 printf 'ID=busybox\n' >$T/etc/os-release
 printf 'root:x:0:0::/root:/bin/sh\n' >$T/etc/passwd; printf 'root:x:0:\n' >$T/etc/group
 : >$T/etc/localtime; : >$T/etc/resolv.conf
-printf '#!/bin/sh\nexec sleep 1000000\n' >$T/sbin/init; chmod 755 $T/sbin/init
+printf '#!/bin/sh\ntrap "exit 0" 37\nwhile :; do sleep 1000000 & wait $!; done\n' >$T/sbin/init ; chmod 755 $T/sbin/init # 37 is SIGRTMIN+3
 seq 200000 >$T/root/data
 `
 
