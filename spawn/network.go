@@ -147,6 +147,7 @@ func (m *machine) joinZone(host *netlink.Handle, index int) error {
 		return fmt.Errorf("lock network zones: %w", err)
 	}
 	defer lock.Close()
+	m.undoFirst(func() { removeZone(name) }) // also when it is only half made
 	bridge, err := host.LinkByName(name)
 	if err != nil {
 		attrs := netlink.NewLinkAttrs()
@@ -161,7 +162,6 @@ func (m *machine) joinZone(host *netlink.Handle, index int) error {
 			return fmt.Errorf("bring up bridge %q: %w", name, err)
 		}
 	}
-	m.undoFirst(func() { removeZone(name) })
 	return m.joinBridge(host, index, bridge)
 }
 
