@@ -73,6 +73,12 @@ func (r *Registry) Check(req CreateRequest) error {
 	if req.Leader != nil && req.Leader.PID() == 1 {
 		return invalid("Invalid leader PID")
 	}
+	if req.Leader != nil {
+		// A process that has ended meanwhile is found out where it is used.
+		if thread, err := sys.IsKernelThread(req.Leader.PID()); err == nil && thread {
+			return invalid("Process %d is a kernel thread, which leads no machine", req.Leader.PID())
+		}
+	}
 	if req.RootDirectory != "" && !filepath.IsAbs(req.RootDirectory) {
 		return invalid("Root directory must be empty or an absolute path, not %s", clip(req.RootDirectory))
 	}

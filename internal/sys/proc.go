@@ -86,6 +86,22 @@ func ParentOf(pid int) (int, error) {
 	return strconv.Atoi(fields[1])
 }
 
+// kernelThread is PF_KTHREAD of the kernel's sched.h.
+const kernelThread = 0x00200000
+
+// IsKernelThread reports whether pid is a thread of the kernel's.
+func IsKernelThread(pid int) (bool, error) {
+	fields, err := statFields(pid)
+	if err != nil {
+		return false, err
+	}
+	flags, err := strconv.ParseUint(fields[6], 10, 64)
+	if err != nil {
+		return false, fmt.Errorf("parse flags of process %d: %w", pid, err)
+	}
+	return flags&kernelThread != 0, nil
+}
+
 // UIDOf returns the effective UID of pid, as our user namespace sees it.
 func UIDOf(pid int) (uint32, error) {
 	data, err := procFile(pid, "status")

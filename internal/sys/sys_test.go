@@ -133,3 +133,15 @@ func TestOpenInStaysInside(t *testing.T) {
 		}
 	}
 }
+
+func TestIsKernelThread(t *testing.T) {
+	if thread, err := IsKernelThread(os.Getpid()); thread || err != nil {
+		t.Errorf("this process: got %t, %v", thread, err)
+	}
+	if name, err := os.ReadFile("/proc/2/comm"); err != nil || string(name) != "kthreadd\n" {
+		return // no kernel threads are to be seen here
+	}
+	if thread, err := IsKernelThread(2); !thread || err != nil {
+		t.Errorf("kthreadd: got %t, %v", thread, err)
+	}
+}
