@@ -46,8 +46,9 @@ var osPackages = []string{
 }
 
 // clientPackages make a host one that has more of those that ask machined:
-// libvirt, with a driver that needs no controllers and works without KVM.
-var clientPackages = []string{"libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86"}
+// libvirt, with a driver that needs no controllers and works without KVM, and
+// the tools of the user database.
+var clientPackages = []string{"systemd-userdbd", "libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86"}
 
 // enginePackages make an OS tree one that runs containers itself.
 var enginePackages = []string{"podman", "crun", "netavark", "nftables", "busybox-static"}

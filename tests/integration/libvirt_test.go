@@ -24,6 +24,7 @@ const libvirtDomain = `<domain type='qemu'>
 // TestLibvirt has libvirt itself start guests and end them, in each of the ways
 // that guests end, and looks at what machined and its clients know of them.
 func TestLibvirt(t *testing.T) {
+	t.Parallel()
 	h := host.Boot(t, host.Config{Suite: host.Trixie, Clients: true})
 	h.WriteFile(t, "/web.xml", libvirtDomain, 0o644)
 	// libvirt uses cgroups, and machined, only where it sees a controller; the
@@ -66,5 +67,40 @@ func TestLibvirt(t *testing.T) {
 				return nil
 			})
 		})
+	}
+}
+
+// TestUserDatabase has userdbctl ask for the users and groups of a machine.
+func TestUserDatabase(t *testing.T) {
+	t.Parallel()
+	h := host.Boot(t, host.Config{Suite: host.Trixie, Clients: true})
+	h.BusyboxTree(t, "bb")
+	h.Start(t, "systemd-nspawn", "-q", "-U", "-M", "bb", "sleep", "1000000")
+	waitMachine(t, h, "bb")
+	leader := strings.TrimSpace(h.MustRun(t, "machinectl", "show", "bb", "-p", "Leader", "--value"))
+	uid := strings.TrimSpace(h.MustRun(t, "stat", "-c", "%u", "/proc/"+leader))
+	for _, c := range []struct {
+		args string
+		exit int
+		want string
+	}{
+		{"user vu-bb-0", 0, `Real Name: UID 0 of Container bb`},
+		{"user vu-bb-0", 0, `Disposition: container`},
+		{"user " + uid, 0, `User name: vu-bb-0`},
+		{"group vg-bb-7", 0, `Description: GID 7 of Container bb`},
+		{"group " + uid, 0, `Group name: vg-bb-0`},
+		{"user vu-bb-0 --json=short", 0, `"service":"io.systemd.Machine"`},
+		{"user vu-nope-0", 1, ``},
+		{"user vu-bb-x", 1, ``},
+		{"group vg-bb-70000", 1, ``},
+		{"services", 0, `io\.systemd\.Machine .*yes`},
+		{"user", 0, `root`},
+		{"groups-of-user vu-bb-0", 0, ``},
+	} {
+		r := h.Try("sh", "-c", "userdbctl --no-pager "+c.args)
+		if r.Exit != c.exit {
+			t.Errorf("exit %d: %v", c.exit, r)
+		}
+		match(t, r.Output(), c.want)
 	}
 }
