@@ -19,8 +19,9 @@ import (
 // Tree is the objects that a connection answers for. The zero number of
 // objects answers UnknownObject to everything.
 type Tree struct {
-	conn *godbus.Conn // both are set once, before the first message
-	wire *wire
+	conn   *godbus.Conn // both are set once, before the first message
+	wire   *wire
+	memory memory
 
 	mu      sync.Mutex
 	log     logrus.FieldLogger
@@ -236,6 +237,9 @@ func (t *Tree) take(msg *godbus.Message, fds []int) {
 		fds:         fds,
 	}
 	sig := header(msg, godbus.FieldSignature)
+	if c.bytes = argBytes(c.Args, maxArgs); c.bytes >= bigArgs {
+		t.memory.releaseSoon()
+	}
 	ctx, cancel := context.WithCancel(t.conn.Context())
 	t.mu.Lock()
 	s := t.senders[c.Sender]
@@ -243,7 +247,6 @@ func (t *Tree) take(msg *godbus.Message, fds []int) {
 		s = &sender{running: make(chan struct{}, maxRunning), calls: map[*Call]context.CancelFunc{}}
 		t.senders[c.Sender] = s
 	}
-	c.bytes = argBytes(c.Args, maxArgs)
 	refused := s.refuses(c)
 	if refused == nil {
 		s.calls[c] = cancel

@@ -39,6 +39,7 @@ for path, iface in ((BASE, NAME + ".Manager"), (BASE + "/machine/bb", NAME + ".M
             for n, t in enumerate(types):
                 if t != "s": continue
                 for kind, value in odd.items():
+                    if kind == "10MB" and "s" in types[:n] or kind == "3MB" and "s" in types[n + 1:]: continue # they take their time
                     if kind in ("umlaut", "space") and ("Image" in m.get("name") or iface.endswith(".Image")): continue # a file's name
                     args = ["nope" if u == "s" else plain[u] for u in types]
                     if types[0] == "s" and n > 0 and iface.endswith(".Manager") and "Image" not in m.get("name"): args[0] = "bb"
@@ -101,16 +102,13 @@ func TestBadArguments(t *testing.T) {
 		if pid := h.DaemonPID(t); pid != before.pid {
 			t.Fatal("the daemon died")
 		}
-		host.Eventually(t, 15*time.Second, func() error {
-			if after := daemonState(t, h); after.fds > before.fds+2 {
-				return fmt.Errorf("%d descriptors, %d before", after.fds, before.fds)
+		host.Eventually(t, 20*time.Second, func() error {
+			after := daemonState(t, h)
+			if after.fds > before.fds+2 || after.rss > before.rss+12<<10 {
+				return fmt.Errorf("%d descriptors, %d before; RSS %d KiB, before %d", after.fds, before.fds, after.rss, before.rss)
 			}
+			t.Logf("%d answers; descriptors %d, before %d; RSS %d KiB, before %d", len(lines), after.fds, before.fds, after.rss, before.rss)
 			return nil
 		})
-		after := daemonState(t, h)
-		t.Logf("%d answers; descriptors %d, before %d; RSS %d KiB, before %d", len(lines), after.fds, before.fds, after.rss, before.rss)
-		if after.rss > before.rss+32<<10 {
-			t.Errorf("the daemon has grown from %d to %d KiB", before.rss, after.rss)
-		}
 	})
 }
