@@ -14,7 +14,8 @@ type Registration struct {
 	Root       string // directory or image file on the host
 	NetIf      int    // host's end of the network link, 0: none
 	Slice      string
-	KillSignal int // 0: none
+	KillSignal int  // 0: none
+	Boot       bool // an init runs in it
 	// Devices are device nodes of the host that are bound into the machine.
 	Devices    []string
 	Properties []string // NAME=VALUE

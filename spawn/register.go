@@ -16,7 +16,7 @@ func (m *machine) register(ctx context.Context) error {
 	o := m.opts
 	r := Registration{
 		Name: o.Machine, ID: m.id, Leader: m.c.PID, Root: m.root, NetIf: m.netif, Slice: o.Slice,
-		KillSignal: int(o.KillSignal), Properties: o.Properties, Devices: m.boundDevices(),
+		Boot: o.Boot(), KillSignal: int(o.KillSignal), Properties: o.Properties, Devices: m.boundDevices(),
 	}
 	// A process that shares these namespaces with the host is no machine.
 	register := o.Register && !o.Knobs.SharePID && !o.Knobs.ShareUTS

@@ -151,6 +151,7 @@ func (b *bus) Create(ctx context.Context, r spawn.Registration) error {
 	}
 	if _, err := os.Stat(systemdRun); err == nil {
 		props = append(props, b.control(conn))
+		props = append(props, coredumps(ctx, conn, r)...)
 	}
 	return b.call(ctx, "CreateMachineWithNetwork", r.Name, r.ID[:], serviceName, "container", uint32(r.Leader), r.Root, netifs(r), props)
 }
@@ -179,6 +180,25 @@ const (
 	// systemdRun is there when PID 1 is systemd (sd_booted(3)).
 	systemdRun = "/run/systemd/system"
 )
+
+// coredumpReceive is the first version of systemd that can hand core dumps of a
+// unit's processes to the systemd inside (systemd.resource-control(5)).
+const coredumpReceive = 255
+
+// coredumps lets an init inside have the core dumps of its processes.
+func coredumps(ctx context.Context, conn *godbus.Conn, r spawn.Registration) []property {
+	if !r.Boot {
+		return nil
+	}
+	var v godbus.Variant
+	err := conn.Object(systemdName, systemdPath).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, managerName, "Version").Store(&v)
+	text, _ := v.Value().(string)
+	var version int
+	if _, scanErr := fmt.Sscanf(strings.TrimPrefix(text, "v"), "%d", &version); err != nil || scanErr != nil || version < coredumpReceive {
+		return nil
+	}
+	return []property{{"CoredumpReceive", godbus.MakeVariant(true)}}
+}
 
 // Scope makes a scope at PID 1, where that is systemd.
 func (b *bus) Scope(ctx context.Context, r spawn.Registration) (bool, error) {
@@ -212,7 +232,7 @@ func (b *bus) Scope(ctx context.Context, r spawn.Registration) (bool, error) {
 		{"CollectMode", godbus.MakeVariant("inactive-or-failed")},
 		{"AddRef", godbus.MakeVariant(true)},
 		b.control(conn),
-	}, extra...)
+	}, append(extra, coredumps(ctx, conn, r)...)...)
 	manager := conn.Object(systemdName, systemdPath)
 	if err := manager.CallWithContext(ctx, managerName+".Subscribe", 0).Err; err != nil {
 		return false, plain(err)

@@ -3,8 +3,10 @@
 package integration
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"machined/tests/host"
 )
@@ -53,11 +55,18 @@ func TestNspawn261(t *testing.T) {
 			t.Errorf("limit of nothing: %v", r)
 		}
 		h.OSTree(t, "deb")
-		h.MustRun(t, "systemd-run", "-q", "--unit=deb", "systemd-nspawn", "-q", "--keep-unit", "-b", "-M", "deb", "-U", "--forward-journal=/var/tmp/deb.journal")
+		h.MustRun(t, "systemd-run", "-q", "--unit=deb", "systemd-nspawn", "-q", "-b", "-M", "deb", "-U", "--forward-journal=/var/tmp/deb.journal")
 		waitRunning(t, h, "deb")
+		match(t, h.MustRun(t, "systemctl", "show", "-p", "CoredumpReceive", "machine-deb.scope"), `^CoredumpReceive=yes$`)
 		h.MustRun(t, "machinectl", "exec", "deb", "logger", "from inside")
+		host.Eventually(t, 10*time.Second, func() error {
+			r := h.Try("journalctl", "--file=/var/tmp/deb.journal", "--no-pager", "-o", "short", "-n", "5")
+			if !strings.Contains(r.Stdout, ": from inside\n") {
+				return fmt.Errorf("%v", r)
+			}
+			return nil
+		})
 		h.MustRun(t, "systemctl", "stop", "deb")
-		match(t, h.MustRun(t, "journalctl", "--file=/var/tmp/deb.journal", "--no-pager", "-o", "short"), ` deb root\[\d+\]: from inside$`)
 		if left := h.Try("sh", "-c", "ls /run/systemd/nspawn/journal; pgrep journal-remote").Stdout; left != "" {
 			t.Errorf("left: %q", left)
 		}
