@@ -12,7 +12,7 @@ import (
 // mkosiRecipe is a tree with Debian's mkosi in it, and what that calls.
 func mkosiRecipe() recipe {
 	return recipe{kind: "mkosi", suite: Trixie, script: "mkdir -p /work", packages: []string{
-		"mkosi", "systemd", "systemd-repart", "apt", "ca-certificates", "debian-archive-keyring", "dosfstools", "e2fsprogs", "mtools",
+		"mkosi", "python3-cffi-backend", "systemd", "systemd-repart", "apt", "ca-certificates", "debian-archive-keyring", "dosfstools", "e2fsprogs", "mtools",
 	}}
 }
 
