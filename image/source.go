@@ -23,6 +23,17 @@ type maker struct {
 	argv func(s Source, dir string) []string
 }
 
+// packages are where programs are that are not called like their package.
+var packages = map[string]string{"pacstrap": "arch-install-scripts", "apk": "apk-tools"}
+
+// names is the program as a person has to know it who wants to install it.
+func (m maker) names() string {
+	if pkg := packages[m.tool]; pkg != "" {
+		return m.tool + " (package " + pkg + ")"
+	}
+	return m.tool
+}
+
 var (
 	debianMakers = []maker{
 		{"mmdebstrap", func(s Source, dir string) []string {
@@ -128,7 +139,7 @@ func (s Source) command(dir string) ([]string, error) {
 				return append([]string{path}, m.argv(s, dir)...), nil
 			}
 		}
-		names = append(names, m.tool)
+		names = append(names, m.names())
 	}
 	return nil, fmt.Errorf("%w: to make %s install %s", ErrNotSupported, s.Distribution, strings.Join(names, " or "))
 }

@@ -9,11 +9,14 @@ import (
 	"time"
 )
 
-// mkosiRecipe is a tree with Debian's mkosi in it, and what that calls.
+// mkosiRecipe is a tree with Debian's mkosi in it. apt installs it: debootstrap knows
+// nothing of packages that others provide.
 func mkosiRecipe() recipe {
-	return recipe{kind: "mkosi", suite: Trixie, script: "mkdir -p /work", packages: []string{
-		"mkosi", "python3-cffi-backend", "systemd", "systemd-repart", "apt", "ca-certificates", "debian-archive-keyring", "dosfstools", "e2fsprogs", "mtools",
-	}}
+	return recipe{kind: "mkosi", suite: Trixie, packages: []string{"apt", "ca-certificates", "debian-archive-keyring"}, script: `
+mkdir -p /work
+apt-get -qq update
+DEBIAN_FRONTEND=noninteractive apt-get -qqy --no-install-recommends install mkosi systemd systemd-repart dosfstools e2fsprogs mtools
+`}
 }
 
 // mkosiBuild runs mkosi in its tree: a root of its own, as it makes namespaces and
@@ -32,7 +35,11 @@ exec mkosi --directory /work --distribution debian --release trixie --local-mirr
 
 // Mkosi is a Debian image that Debian's mkosi has built, in one of its formats: "tar"
 // or "disk". It is kept in the cache; the first one takes minutes and the network.
+// $MACHINED_TEST_MKOSI may be a directory that has them already.
 func Mkosi(ctx context.Context, format string) (string, error) {
+	if dir := os.Getenv("MACHINED_TEST_MKOSI"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, mkosiFile(format)), nil
+	}
 	tree, err := ensure(ctx, mkosiRecipe())
 	if err != nil {
 		return "", err
@@ -42,7 +49,7 @@ func Mkosi(ctx context.Context, format string) (string, error) {
 		return "", err
 	}
 	defer lock.Close()
-	image := filepath.Join(tree, "work/out/image-"+format+map[string]string{"tar": ".tar", "disk": ".raw"}[format])
+	image := filepath.Join(tree, "work/out", mkosiFile(format))
 	done := image + ".done"
 	if st, err := os.Stat(done); err == nil && time.Since(st.ModTime()) < staleAfter {
 		return image, nil
@@ -63,4 +70,8 @@ func Mkosi(ctx context.Context, format string) (string, error) {
 		return "", err
 	}
 	return image, f.Close()
+}
+
+func mkosiFile(format string) string {
+	return "image-" + format + map[string]string{"tar": ".tar", "disk": ".raw"}[format]
 }
