@@ -29,6 +29,9 @@ type copier struct {
 	// must not descend into it.
 	target inode
 	depth  int
+	// unshared is set once two files could not share their blocks.
+	unshared bool
+	buf      []byte
 }
 
 type inode struct{ dev, ino uint64 }
@@ -192,7 +195,7 @@ func (c *copier) regular(sdir int, sname string, ddir int, dname, rel string) er
 			return err
 		}
 		defer unix.Close(dfd)
-		if err = c.content(sfd, dfd, st.Size); err == nil {
+		if err = c.content(sfd, dfd, &st); err == nil {
 			err = c.attributes(sfd, dfd, &st, rel)
 		}
 		if err != nil {
@@ -228,10 +231,27 @@ func (c *copier) replace(ddir int, dname string, f func(name string) error) erro
 }
 
 // content copies data and keeps holes. It shares blocks where the file system can.
-func (c *copier) content(sfd, dfd int, size int64) error {
-	if size > 0 && unix.IoctlFileClone(dfd, sfd) == nil {
-		c.count(uint64(size))
+func (c *copier) content(sfd, dfd int, st *unix.Stat_t) error {
+	size := st.Size
+	if size == 0 {
 		return nil
+	}
+	if !c.unshared {
+		if unix.IoctlFileClone(dfd, sfd) == nil {
+			c.count(uint64(size))
+			return nil
+		}
+		c.unshared = true
+	}
+	if size <= int64(len(c.buf)) && st.Blocks*512 >= size {
+		// A small file without holes: reading and writing it is less work than a
+		// copy inside the kernel. An odd one, that shrank, takes the long way.
+		if n, err := unix.Pread(sfd, c.buf[:size], 0); err == nil && int64(n) == size {
+			if n, err = unix.Pwrite(dfd, c.buf[:size], 0); err == nil && int64(n) == size {
+				c.count(uint64(size))
+				return nil
+			}
+		}
 	}
 	for offset := int64(0); offset < size; {
 		data, err := unix.Seek(sfd, offset, unix.SEEK_DATA)
@@ -260,7 +280,7 @@ func (c *copier) content(sfd, dfd int, size int64) error {
 // span copies length bytes at offset.
 func (c *copier) span(sfd, dfd int, offset, length int64) (int64, error) {
 	done := int64(0)
-	var buf []byte
+	inKernel := true
 	for done < length {
 		if c.stop.Load() {
 			return done, unix.ECANCELED
@@ -268,18 +288,18 @@ func (c *copier) span(sfd, dfd int, offset, length int64) (int64, error) {
 		roff, woff := offset+done, offset+done
 		want := int(min(length-done, chunk))
 		n, err := 0, error(nil)
-		if buf == nil {
+		if inKernel {
 			n, err = unix.CopyFileRange(sfd, &roff, dfd, &woff, want, 0)
 			if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || err == nil && n == 0 {
 				// Not between these two; some file systems say so by copying nothing.
-				buf = make([]byte, 256<<10)
+				inKernel = false
 				continue
 			}
 		} else {
-			n, err = unix.Pread(sfd, buf[:min(want, len(buf))], roff)
+			n, err = unix.Pread(sfd, c.buf[:min(want, len(c.buf))], roff)
 			for at := 0; err == nil && at < n; {
 				var w int
-				w, err = unix.Pwrite(dfd, buf[at:n], woff+int64(at))
+				w, err = unix.Pwrite(dfd, c.buf[at:n], woff+int64(at))
 				at += w
 			}
 		}

@@ -37,7 +37,7 @@ func copyMain() int {
 		_ = encoder.Encode(copyEvent{Error: "read copy job: " + err.Error()})
 		return 1
 	}
-	c := &copier{job: job, report: func(n, total uint64) { _ = encoder.Encode(copyEvent{Bytes: n, Total: total}) }}
+	c := &copier{job: job, buf: make([]byte, 256<<10), report: func(n, total uint64) { _ = encoder.Encode(copyEvent{Bytes: n, Total: total}) }}
 	go func() {
 		// Ends when the owner closes its side, or dies.
 		_, _ = io.Copy(io.Discard, control)
