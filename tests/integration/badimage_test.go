@@ -26,7 +26,7 @@ type badStart struct {
 var badStarts = []badStart{
 	{name: "an empty name is none", args: `-M '' -D /var/lib/machines/bad true`},
 	{name: "a name of dots", args: `-M .. -D /var/lib/machines/bad true`, exit: 1, say: `machine name.*\.\.`},
-	{name: "a root that a machine has", script: `systemd-nspawn -q --register=no -D $PWD sleep 20 & for i in $(seq 100); do pgrep -x sleep >/dev/null && break; sleep 0.05; done`, args: `-D /var/lib/machines/bad -M other true`, exit: 1, say: `^Directory tree .*/bad is currently busy\.$`, after: `pkill -x sleep; wait`},
+	{name: "a root that a machine has", script: `systemd-nspawn -q --register=no -D $PWD sleep 20 & for i in $(seq 100); do pgrep -x sleep >/dev/null && break; sleep 0.05; done`, args: `-D /var/lib/machines/bad -M other true`, exit: 1, say: `^Directory tree .*/bad is currently busy\.$`, after: `kill $(jobs -p); wait`},
 	{name: "a template that is missing", args: `--template=/var/lib/machines/none -D /var/lib/machines/made true`, exit: 1, say: `/var/lib/machines/none`},
 	{name: "a port that is taken", script: `python3 -m http.server -b 0.0.0.0 8999 >/dev/null 2>&1 & for i in $(seq 100); do ss -ltn | grep -q :8999 && break; sleep 0.05; done`, args: `-D /var/lib/machines/bad -n -p tcp:8999:80 true`, exit: 1, say: `8999`, after: `kill $(jobs -p); wait`},
 	{name: "an interface that is missing", args: `--network-interface=none0 -D /var/lib/machines/bad true`, exit: 1, say: `none0`},
