@@ -138,7 +138,7 @@ free=$(cat $cg/memory.current); echo "uses $free"; machinectl status debian --no
 // TestScopes has machined put processes that it is told of into scopes with limits.
 func TestScopes(t *testing.T) {
 	expect(t, `set -e
-unshare --pid --fork --mount-proc sleep 1000 </dev/null >/dev/null 2>&1 & sleep 2; leader=$(pgrep -x sleep | tail -n1)
+setsid sleep 1000 </dev/null >/dev/null 2>&1 & leader=$!
 busctl call org.freedesktop.machine1 /org/freedesktop/machine1 org.freedesktop.machine1.Manager CreateMachine 'sayssusa(sv)' reg 0 test container $leader '' 3 MemoryMax t 67108864 TasksMax t 33 CPUWeight t 50
 cg=/sys/fs/cgroup/machine.slice/machine-reg.scope; grep . $cg/memory.max $cg/pids.max $cg/cpu.weight; grep -x $leader $cg/cgroup.procs
 machinectl terminate reg; for i in $(seq 100); do [ -e $cg ] || break; sleep 0.2; done; [ ! -e $cg ]; ! kill -0 $leader`, 0,
