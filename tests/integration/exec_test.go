@@ -147,7 +147,7 @@ func execStreams(t *testing.T, h *host.Host, name string) {
 	if r.Stdout != "out\nnone\n" || r.Stderr != "err\n" {
 		t.Errorf("split: %v", r)
 	}
-	size := 16 << 20
+	size := 100 << 20
 	if os.Getenv("MACHINED_LONG") != "" {
 		size = 1 << 30
 	}
