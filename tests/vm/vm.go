@@ -138,6 +138,7 @@ func (v *VM) furnish(ctx context.Context, image, disk string) error {
 install -D -m 755 "$3" "$2` + agentPath + `"
 install -D -m 644 "$4" "$2/etc/systemd/system/test-agent.service"
 mkdir -p "$2/etc/systemd/system/sysinit.target.wants"
+ln -sf /dev/null "$2/etc/systemd/system/systemd-sysupdate.timer"
 ln -s ../test-agent.service "$2/etc/systemd/system/sysinit.target.wants/"
 if [ "$5" ]; then make -s -C "$5" install DESTDIR="$2" PREFIX=/usr BIN="$6"; fi
 umount "$2"`
