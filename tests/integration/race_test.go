@@ -112,6 +112,9 @@ func TestHostileRaces(t *testing.T) {
 		makeOutside(t, h)
 		// A bus of the host's that no machine may be mistaken for.
 		l, err := listenIn(h.Path(outside + "/dbus/system_bus_socket"))
+		if err == nil {
+			err = os.Chmod(h.Path(outside+"/dbus/system_bus_socket"), 0o666) // shifted roots may ask it, too
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

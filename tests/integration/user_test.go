@@ -20,7 +20,7 @@ systemctl start user@$(id -u alice).service
 
 // TestUserInstance has a user's service manager start the user's own machined
 // by a first call, and goes through the life of machines there. The system's
-// instance hears of none of them.
+// instance hears of those alone that are registered there as well.
 func TestUserInstance(t *testing.T) {
 	ours(t)
 	onHosts(t, func(t *testing.T, h *host.Host) {
@@ -46,6 +46,20 @@ cd /tmp; `+script)
 		must(`systemd-run --user -q --unit=leader sleep 1000000
 m RegisterMachine sayssus mine 0 test container $(systemctl --user show -p MainPID --value leader.service) /`, `machine/mine`)
 		must("sleep 1000000 </dev/null >/dev/null 2>&1 & m CreateMachine 'sayssusa(sv)' made 0 test container $! / 0", `machine/made`)
+		// As unprivileged spawners do, in both instances; in the system's, what is not one's own is refused.
+		h.WriteFile(t, "/etc/polkit-1/rules.d/10-register.rules", `polkit.addRule(function(a, s) {
+	if (a.id == "org.freedesktop.machine1.register-machine" && s.user == "alice") return polkit.Result.YES; });
+`, 0o644)
+		const system = "busctl --system call " + busName + " " + busPath + " " + managerIf + " RegisterMachine sayssus "
+		host.Eventually(t, 10*time.Second, func() error {
+			return exitError(as(system + `mine 0 test container $(systemctl --user show -p MainPID --value leader.service) ""`))
+		})
+		if r := as(system + `other 0 test container $(pgrep -o polkitd) ""`); r.Exit == 0 || !strings.Contains(r.Stderr, "ccess denied") {
+			t.Errorf("another user's process: %v", r)
+		}
+		if names := machines(t, h); len(names) != 1 || names[0] != "mine" {
+			t.Errorf("the system's instance has %v, want mine", names)
+		}
 		must("m ListMachines", `"made".*"mine"`)
 		must("machinectl --user --no-pager --no-legend list", `^made +container +test`, `^mine +container +test`)
 		must("machinectl --user show made -p Unit -p State", `^Unit=machine-made\.scope$`, `^State=running$`)
@@ -66,8 +80,6 @@ m RegisterMachine sayssus mine 0 test container $(systemctl --user show -p MainP
 		must("ls $XDG_RUNTIME_DIR/systemd/machines", `^$`)
 		must("mkdir -p ~/.local/state/machines/one/usr; machinectl --user --no-pager --no-legend list-images", `^one +directory`)
 		must("machinectl --user clone one two && machinectl --user rename two three && machinectl --user remove one; machinectl --user --no-pager --no-legend list-images", `^three +directory`)
-		if names := machines(t, h); len(names) != 0 {
-			t.Errorf("the system's instance has %v", names)
-		}
+		waitGone(t, h) // in the system's instance, too
 	})
 }
