@@ -135,6 +135,7 @@ func (s *service) run(adopted *sys.Process) {
 			return // the spawner goes on, and its record stays
 		}
 		s.sweep()
+		s.cleanUp()
 		if err != nil || status != rebootStatus || s.isStopping() {
 			break
 		}
@@ -220,6 +221,28 @@ func (s *service) sweep() {
 	}
 	if err := remove(s.dir); err != nil {
 		s.b.cfg.Log.WithError(err).WithField("unit", s.name).Warn("Cgroup stays.")
+	}
+}
+
+// cleanupTimeout bounds the removal of what a killed spawner has left.
+const cleanupTimeout = 10 * time.Second
+
+// cleanUp removes what a spawner leaves that was killed itself and so has told
+// nothing at its end: mounts and links (ExecStopPost= of systemd-nspawn@.service).
+func (s *service) cleanUp() {
+	s.mu.Lock()
+	told := s.exit >= 0
+	s.mu.Unlock()
+	if told {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.b.ctx, cleanupTimeout)
+	defer cancel()
+	command := s.b.cfg.Spawner
+	cmd := exec.CommandContext(ctx, command[0], append(append([]string{}, command[1:]...), "--cleanup", "--machine="+s.rec.Image)...)
+	cmd.Env, cmd.Dir = s.b.cfg.Env, "/"
+	if err := cmd.Run(); err != nil && ctx.Err() == nil {
+		s.b.cfg.Log.WithError(err).WithField("unit", s.name).Debug("Nothing is cleaned up.")
 	}
 }
 
