@@ -43,6 +43,8 @@ type service struct {
 	stopped chan struct{} // closed by the first stop
 	gone    chan struct{} // closed when nothing is left
 
+	saving sync.Mutex // held while the record is written, taken before mu
+
 	mu       sync.Mutex
 	rec      record
 	startErr error
@@ -251,6 +253,10 @@ func (s *service) once(adopted *sys.Process) (int, error) {
 	proc := adopted
 	wait := s.waitForeign
 	if proc == nil {
+		// Before the spawner is there, which may be ready at once.
+		s.mu.Lock()
+		s.rec.Ready, s.exit = false, -1
+		s.mu.Unlock()
 		cmd, err := s.spawn()
 		if err != nil {
 			return 0, err
@@ -265,12 +271,8 @@ func (s *service) once(adopted *sys.Process) (int, error) {
 	defer proc.Close()
 	s.mu.Lock()
 	s.rec.PID, s.rec.StartTime = proc.PID(), proc.StartTime()
-	if adopted == nil {
-		s.rec.Ready, s.exit = false, -1
-	}
-	rec := s.rec
 	s.mu.Unlock()
-	if err := s.b.saveRecord(s.name, rec); err != nil {
+	if err := s.save(); err != nil {
 		_ = kill(s.dir)
 		wait(proc)
 		return 0, err
@@ -312,9 +314,8 @@ func (s *service) supervise(proc *sys.Process, wait func(*sys.Process) int) (int
 			stoppedC = nil
 			s.mu.Lock()
 			s.rec.Stopping = true
-			rec := s.rec
 			s.mu.Unlock()
-			_ = s.b.saveRecord(s.name, rec)
+			_ = s.save()
 			_ = proc.Signal(unix.SIGTERM)
 			_ = proc.Signal(unix.SIGCONT)
 			killC = time.After(s.b.cfg.StopTimeout)
@@ -323,6 +324,16 @@ func (s *service) supervise(proc *sys.Process, wait func(*sys.Process) int) (int
 			_ = kill(s.dir)
 		}
 	}
+}
+
+// save writes the record as it is now. Whoever saves last has seen the last change.
+func (s *service) save() error {
+	s.saving.Lock()
+	defer s.saving.Unlock()
+	s.mu.Lock()
+	rec := s.rec
+	s.mu.Unlock()
+	return s.b.saveRecord(s.name, rec)
 }
 
 func (s *service) isSettled() bool {
@@ -387,7 +398,6 @@ func (b *Backend) notified(pid int, fields map[string]string) {
 	if s == nil {
 		return
 	}
-	name := s.name
 	s.mu.Lock()
 	if text, ok := fields["STATUS"]; ok {
 		s.rec.Status = text
@@ -400,9 +410,8 @@ func (b *Backend) notified(pid int, fields map[string]string) {
 	}
 	ready := fields["READY"] == "1"
 	s.rec.Ready = s.rec.Ready || ready
-	rec := s.rec
 	s.mu.Unlock()
-	_ = b.saveRecord(name, rec)
+	_ = s.save()
 	if ready {
 		s.settle(nil)
 	}
