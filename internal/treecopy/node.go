@@ -1,6 +1,7 @@
 package treecopy
 
 import (
+	"crypto/rand"
 	"errors"
 	"strconv"
 	"strings"
@@ -22,6 +23,7 @@ type buffers struct {
 type file struct {
 	in       *dir
 	name     string // of the copy
+	as       string // the name that it has until it is whole
 	fd       int
 	st       *unix.Stat_t
 	readable bool // fd is open for reading, and the file a regular one; else O_PATH
@@ -111,12 +113,39 @@ func mountRoot(fd int) bool {
 
 // node copies one file that is not a directory.
 func (c *copier) node(f file, buf *buffers) error {
-	d, name := f.in, f.name
-	if c.opts.Replace {
-		if err := unix.Unlinkat(d.dst, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
-			return pathError("replace", d, name, err)
-		}
+	return c.put(f.in, f.name, func(as string) error {
+		f.as = as
+		return c.build(f, buf)
+	})
+}
+
+// put has an entry of d made. One that exists already and may be replaced is so by
+// one that was made under another name.
+func (c *copier) put(d *dir, name string, build func(as string) error) error {
+	err := build(name)
+	if !c.opts.Replace || !errors.Is(err, unix.EEXIST) {
+		return err
 	}
+	as := ".#" + rand.Text()
+	if err := build(as); err != nil {
+		return err
+	}
+	err = unix.Renameat(d.dst, as, d.dst, name)
+	// Names of one file already are not renamed, and both stay.
+	_ = unix.Unlinkat(d.dst, as, 0)
+	return pathError("replace", d, name, err)
+}
+
+// takeBack removes what was made of a file whose copy has failed.
+func (f file) takeBack(err *error) {
+	if *err != nil {
+		_ = unix.Unlinkat(f.in.dst, f.as, 0)
+	}
+}
+
+// build copies a file to where nothing is yet. It leaves no half of one.
+func (c *copier) build(f file, buf *buffers) (err error) {
+	d, name := f.in, f.name
 	switch f.st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		if f.readable {
@@ -137,15 +166,16 @@ func (c *copier) node(f file, buf *buffers) error {
 		if err != nil {
 			return pathError("readlink", d, name, err)
 		}
-		if err := unix.Symlinkat(target, d.dst, name); err != nil {
+		if err := unix.Symlinkat(target, d.dst, f.as); err != nil {
 			return pathError("symlink", d, name, err)
 		}
 	default:
-		if err := unix.Mknodat(d.dst, name, f.st.Mode&(unix.S_IFMT|0o7777), int(f.st.Rdev)); err != nil {
+		if err := unix.Mknodat(d.dst, f.as, f.st.Mode&(unix.S_IFMT|0o7777), int(f.st.Rdev)); err != nil {
 			return pathError("mknod", d, name, err)
 		}
 	}
-	made, now, err := openPath(d.dst, name)
+	defer f.takeBack(&err)
+	made, now, err := openPath(d.dst, f.as)
 	if err != nil {
 		return pathError("open", d, name, err)
 	}
@@ -169,14 +199,15 @@ func readlink(fd int) (string, error) {
 	}
 }
 
-func (c *copier) regular(f file, buf *buffers) error {
+func (c *copier) regular(f file, buf *buffers) (err error) {
 	d, name, st := f.in, f.name, f.st
 	// Most files get their mode by this, and belong to root, who makes them: then
 	// nothing is left to set. Who else may open it meanwhile may do so in the end too.
-	dst, err := unix.Openat(d.dst, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, st.Mode&0o777)
+	dst, err := unix.Openat(d.dst, f.as, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, st.Mode&0o777)
 	if err != nil {
 		return pathError("create", d, name, err)
 	}
+	defer f.takeBack(&err)
 	defer func() { _ = unix.Close(dst) }()
 	if st.Size > 0 {
 		if err := c.content(f.fd, dst, st, buf); err != nil {

@@ -19,7 +19,8 @@ type Options struct {
 	// Merge lets directories exist already at the destination; their
 	// attributes are left as they are.
 	Merge bool
-	// Replace lets other files exist already; they are replaced.
+	// Replace lets other files exist already; each is replaced when its successor
+	// is whole.
 	Replace bool
 	// Owner maps the owner of each file; nil keeps it.
 	Owner func(uid, gid uint32) (uint32, uint32)
@@ -27,6 +28,8 @@ type Options struct {
 	SameMount bool
 	// Workers is how many files are copied at once; 0 means one per CPU, up to 8.
 	Workers int
+	// Enter is called first on the thread of each worker, which runs nothing else.
+	Enter func() error
 	// Progress is told of each piece copied, in bytes, from many goroutines.
 	Progress func(bytes int64)
 	// Settled is told of each regular file that is complete, open for writing
@@ -37,7 +40,8 @@ type Options struct {
 // Copy copies what is in the open directory src into the open directory dst,
 // and then the attributes of src itself. Both descriptors stay the caller's and
 // must be open for reading. It stops at the first error; what has been copied by
-// then stays.
+// then stays, but for files that are not whole. dst may lie within src: then it is
+// left out.
 func Copy(ctx context.Context, src, dst *os.File, opts Options) error {
 	root := &dir{src: int(src.Fd()), dst: int(dst.Fd()), keep: true, existed: opts.Merge}
 	if err := unix.Fstat(root.src, &root.st); err != nil {
@@ -64,7 +68,7 @@ func CopyEntry(ctx context.Context, srcDir *os.File, name string, dstDir *os.Fil
 	}
 	defer func() { _ = unix.Close(node) }()
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return newCopier(ctx, opts, in).node(file{in: in, name: dstName, fd: node, st: &st}, &buffers{})
+		return newCopier(ctx, opts, in).node(file{in: in, name: dstName, as: dstName, fd: node, st: &st}, &buffers{})
 	}
 	existed, err := makeDir(in, dstName, opts.Merge)
 	if err != nil {

@@ -121,6 +121,59 @@ func TestCopyExisting(t *testing.T) {
 	}
 }
 
+// What exists is replaced when its successor is whole, and stays where there is none.
+func TestCopyReplacesWhole(t *testing.T) {
+	src, dst := t.TempDir(), t.TempDir()
+	must(t, os.WriteFile(filepath.Join(src, "a"), make([]byte, 1<<20), 0o644))
+	must(t, os.Link(filepath.Join(src, "a"), filepath.Join(src, "b")))
+	must(t, os.WriteFile(filepath.Join(dst, "a"), []byte("old"), 0o600))
+	must(t, os.Link(filepath.Join(dst, "a"), filepath.Join(dst, "b")))
+	canceled, cancel := context.WithCancel(context.Background())
+	cancel()
+	fresh := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(fresh, "a"), []byte("old"), 0o600))
+	if err := CopyEntry(canceled, open(t, src), "a", open(t, fresh), "a", Options{Replace: true}); !errors.Is(err, context.Canceled) {
+		t.Errorf("copy that was called off = %v", err)
+	}
+	left, _ := os.ReadDir(fresh)
+	if got, _ := os.ReadFile(filepath.Join(fresh, "a")); len(left) != 1 || string(got) != "old" {
+		t.Errorf("after a copy that was called off: %v, file %q", left, got)
+	}
+	for range 2 { // onto an older tree, and onto itself
+		must(t, Copy(context.Background(), open(t, src), open(t, dst), Options{Merge: true, Replace: true}))
+		var a, b unix.Stat_t
+		must(t, unix.Stat(filepath.Join(dst, "a"), &a))
+		must(t, unix.Stat(filepath.Join(dst, "b"), &b))
+		if left, _ := os.ReadDir(dst); a.Size != 1<<20 || a.Ino != b.Ino || len(left) != 2 {
+			t.Errorf("got %d bytes, inodes %d and %d, entries %v", a.Size, a.Ino, b.Ino, left)
+		}
+	}
+}
+
+func TestCopyIntoItselfAndTooDeep(t *testing.T) {
+	src := t.TempDir()
+	sample(t, src)
+	must(t, os.Mkdir(filepath.Join(src, "inside"), 0o755))
+	must(t, Copy(context.Background(), open(t, src), open(t, filepath.Join(src, "inside")), Options{}))
+	if _, err := os.Lstat(filepath.Join(src, "inside/inside")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the copy is in the copy: %v", err)
+	}
+	deep := t.TempDir()
+	fd, err := unix.Open(deep, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	must(t, err)
+	for range maxDepth + 2 {
+		must(t, unix.Mkdirat(fd, "d", 0o755))
+		next, err := unix.Openat(fd, "d", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		must(t, err)
+		_ = unix.Close(fd)
+		fd = next
+	}
+	_ = unix.Close(fd)
+	if err := Copy(context.Background(), open(t, deep), open(t, t.TempDir()), Options{}); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("copy of a tree without end = %v, want ELOOP", err)
+	}
+}
+
 func TestCopyNeverFollowsDestinationLinks(t *testing.T) {
 	src, dst, out := t.TempDir(), t.TempDir(), t.TempDir()
 	must(t, os.MkdirAll(filepath.Join(src, "d"), 0o755))

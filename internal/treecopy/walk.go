@@ -35,8 +35,13 @@ type dir struct {
 	st       unix.Stat_t
 	existed  bool
 	keep     bool         // the descriptors belong to the caller
+	depth    int          // below the root
 	pending  atomic.Int64 // pieces of work not finished
 }
+
+// maxDepth bounds the nesting of a hostile tree: each level holds descriptors and
+// the path to it.
+const maxDepth = 1024
 
 // listed is an entry of a directory as reading that tells it.
 type listed struct {
@@ -59,6 +64,7 @@ type copier struct {
 	ctx     context.Context
 	opts    Options
 	root    *dir
+	target  inode       // the directory that is written to
 	reflink atomic.Bool // cleared when the file systems cannot share extents
 	failed  atomic.Bool
 	once    sync.Once
@@ -81,6 +87,11 @@ func newCopier(ctx context.Context, opts Options, root *dir) *copier {
 
 // run copies the tree below the root.
 func (c *copier) run() error {
+	var target unix.Stat_t
+	if err := unix.Fstat(c.root.dst, &target); err != nil {
+		return pathError("stat", c.root, "", err)
+	}
+	c.target = inode{target.Dev, target.Ino}
 	n := c.opts.Workers
 	if n <= 0 {
 		n = min(runtime.NumCPU(), 8)
@@ -95,6 +106,10 @@ func (c *copier) run() error {
 }
 
 func (c *copier) worker() {
+	if c.opts.Enter != nil {
+		runtime.LockOSThread() // the thread ends with the worker
+		c.fail(c.opts.Enter())
+	}
 	buf := &buffers{}
 	for {
 		w, ok := c.pop()
@@ -297,14 +312,20 @@ func (c *copier) entry(d *dir, e listed, buf *buffers) (*dir, error) {
 		return nil, pathError("open", d, e.name, err)
 	}
 	defer func() { _ = unix.Close(node) }()
-	f := file{in: d, name: e.name, fd: node, st: &st, readable: e.regular}
+	f := file{in: d, name: e.name, as: e.name, fd: node, st: &st, readable: e.regular}
 	switch {
 	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		if c.target == (inode{st.Dev, st.Ino}) {
+			return nil, nil // the copy itself
+		}
+		if d.depth == maxDepth {
+			return nil, pathError("descend into", d, e.name, unix.ELOOP)
+		}
 		existed, err := makeDir(d, e.name, c.opts.Merge)
 		if err != nil {
 			return nil, err
 		}
-		sub := &dir{parent: d, src: -1, dst: -1, name: e.name, path: join(d.path, e.name), st: st, existed: existed}
+		sub := &dir{parent: d, src: -1, dst: -1, name: e.name, path: join(d.path, e.name), st: st, existed: existed, depth: d.depth + 1}
 		sub.pending.Store(1)
 		d.pending.Add(1)
 		return sub, nil
@@ -366,13 +387,9 @@ func (c *copier) hardlink(d *dir, name string, first *link) error {
 	if (inode{st.Dev, st.Ino}) != first.to {
 		return pathError("link", d, first.path, unix.ESTALE)
 	}
-	if c.opts.Replace {
-		_ = unix.Unlinkat(d.dst, name, 0)
-	}
-	if err := unix.Linkat(fd, "", d.dst, name, unix.AT_EMPTY_PATH); err != nil {
-		return pathError("link", d, name, err)
-	}
-	return nil
+	return c.put(d, name, func(as string) error {
+		return pathError("link", d, name, unix.Linkat(fd, "", d.dst, as, unix.AT_EMPTY_PATH))
+	})
 }
 
 func join(dir, name string) string {
@@ -383,5 +400,8 @@ func join(dir, name string) string {
 }
 
 func pathError(op string, d *dir, name string, err error) error {
+	if err == nil {
+		return nil
+	}
 	return &os.PathError{Op: op, Path: join(d.path, name), Err: err}
 }
