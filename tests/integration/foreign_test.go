@@ -22,6 +22,8 @@ func runsAndEnds(t *testing.T, h *host.Host, name string) {
 	}
 	h.MustRun(t, "machinectl", "poweroff", name)
 	waitGone(t, h)
+	// The spawner says goodbye before it lets go of the image.
+	h.MustRun(t, "systemctl", "stop", "systemd-nspawn@"+name)
 	h.MustRun(t, "machinectl", "remove", name)
 }
 
