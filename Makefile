@@ -62,7 +62,7 @@ crash: build nss ## kill the daemon and cut the power at 100 moments of each cha
 	MACHINED_TEST_CRASH=100 $(GO) test -tags integration -count=1 -timeout 30m -v -run 'Killed.*Images|PowerCut.*Images' ./tests/integration/
 
 mkosi: build nss ## boot images that Debian's mkosi, debootstrap and mmdebstrap make, which takes minutes and the network (root)
-	MACHINED_TEST_MKOSI=1 $(GO) test -tags integration -count=1 -timeout 40m -v -run 'TestMkosi$$|TestCreateDebian$$' ./tests/integration/
+	$(GO) test -tags integration,mirror -count=1 -timeout 40m -v -run 'TestMkosi$$|TestCreateDebian$$' ./tests/integration/
 
 soak: build nss ## what tests do briefly, in full: 10,000 rounds of each race, 100,000 registrations, a million look-ups (root)
 	RACE_ROUNDS=10000 SOAK_ROUNDS=100000 LOOKUPS=1000000 $(GO) test -tags integration -count=1 -timeout 180m -v -run 'TestHostileRaces|TestSoak|TestLookupStorm' ./tests/integration/

@@ -3,9 +3,7 @@
 package integration
 
 import (
-	"context"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -78,36 +76,5 @@ func TestCreateImage(t *testing.T) {
 			return nil
 		})
 		unchanged(t, h, before)
-	})
-}
-
-// TestCreateDebian makes Debian images by the real programs, from the mirror that this
-// machine has, and boots them: the long form only (make mkosi).
-func TestCreateDebian(t *testing.T) {
-	ours(t)
-	if os.Getenv("MACHINED_TEST_MKOSI") == "" {
-		t.Skip("the long form only: MACHINED_TEST_MKOSI=1")
-	}
-	onHosts(t, func(t *testing.T, h *host.Host) {
-		mirror := h.Mirror(t)
-		for _, tool := range []string{"debootstrap", "mmdebstrap"} {
-			t.Run(tool, func(t *testing.T) {
-				h.Shell(t, "echo 'deb "+mirror+" "+string(h.Suite)+" main' >/etc/apt/sources.list; rm -f /etc/apt/sources.list.d/*; apt-get -qq update; apt-get -qqy --no-install-recommends install debian-archive-keyring wget "+tool)
-				ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
-				defer cancel()
-				r := h.Run(ctx, "machinectl", "create", "deb", "--from=debian:trixie", "--mirror="+mirror)
-				if r.Exit != 0 {
-					t.Fatal(r)
-				}
-				match(t, r.Stderr, `^Created image 'deb' from debian:trixie\.$`)
-				match(t, h.MustRun(t, "machinectl", "image-status", "deb", "--no-pager"), `^\s+OS: Debian GNU/Linux 13`, `^\s+Hostname: deb$|^\s+Type: directory$`)
-				runsAndEnds(t, h, "deb")
-				r = h.Run(ctx, "machinectl", "create", "deb", "--from=debian:nosuchrelease", "--mirror="+mirror)
-				if r.Exit != 1 || !strings.Contains(r.Stderr, tool) {
-					t.Errorf("a release that is not there: %v", r)
-				}
-				t.Log(r.Stderr)
-			})
-		}
 	})
 }

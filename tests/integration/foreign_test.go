@@ -3,11 +3,8 @@
 package integration
 
 import (
-	"context"
-	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"machined/tests/host"
 )
@@ -25,35 +22,6 @@ func runsAndEnds(t *testing.T, h *host.Host, name string) {
 	// The spawner says goodbye before it lets go of the image.
 	h.MustRun(t, "systemctl", "stop", "systemd-nspawn@"+name)
 	h.MustRun(t, "machinectl", "remove", name)
-}
-
-// TestMkosi imports and boots what Debian's mkosi makes: an archive, and a disk with a
-// partition table. Building them takes minutes: the long form only (make mkosi).
-func TestMkosi(t *testing.T) {
-	if os.Getenv("MACHINED_TEST_MKOSI") == "" {
-		t.Skip("the long form only: MACHINED_TEST_MKOSI=1")
-	}
-	host.NeedRoot(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
-	defer cancel()
-	images := map[string]string{}
-	for _, format := range []string{"tar", "disk"} {
-		path, err := host.Mkosi(ctx, format)
-		if err != nil {
-			t.Fatal(err)
-		}
-		images[format] = path
-	}
-	onHosts(t, func(t *testing.T, h *host.Host) {
-		before := snapshot(t, h)
-		h.CopyIn(t, images["tar"], "/var/lib/machines/.image.tar")
-		h.CopyIn(t, images["disk"], "/var/lib/machines/.image.raw.in")
-		h.Shell(t, "cd /var/lib/machines; machinectl import-tar .image.tar mktar; machinectl import-raw .image.raw.in mkraw; rm .image.tar .image.raw.in")
-		match(t, h.MustRun(t, "machinectl", "list-images", "--no-legend"), `^mktar +(directory|subvolume) `, `^mkraw +raw `)
-		runsAndEnds(t, h, "mktar")
-		runsAndEnds(t, h, "mkraw")
-		unchanged(t, h, before)
-	})
 }
 
 // TestDockerExport imports and boots an archive as docker export writes it: names
