@@ -279,6 +279,7 @@ func (in *inner) name() string {
 }
 
 func tryExec(programs []string, argv0 func(string) string, args, env []string, name string) error {
+	defaultSignals()
 	var last error = unix.ENOENT
 	for _, p := range programs {
 		err := unix.Exec(p, append([]string{argv0(p)}, args...), env)
@@ -290,6 +291,15 @@ func tryExec(programs []string, argv0 func(string) string, args, env []string, n
 		}
 	}
 	return fmt.Errorf("execv(%s) failed: %w", name, last)
+}
+
+// defaultSignals lets no signal be ignored any more that the spawner's caller has
+// ignored, as nohup(1) does. Handlers end with the execution by themselves.
+func defaultSignals() {
+	action := [64]byte{} // SIG_DFL, no flags, empty mask, on every architecture
+	for sig := uintptr(1); sig <= 64; sig++ {
+		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&action)), 0, sigsetSize, 0, 0)
+	}
 }
 
 // executeStub starts the payload as process 2, held back, and replaces this

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -56,9 +58,30 @@ func (in *inner) nextPID() error {
 	if in.lastPID <= 0 {
 		return nil
 	}
+	spareThreads()
 	_, err := unix.Write(in.lastPID, []byte("1"))
 	_ = unix.Close(in.lastPID)
 	return os.NewSyscallError("write", err)
+}
+
+// spareThreads has the runtime keep some threads in stock: one that it made later
+// would take the number that is meant for process 2.
+func spareThreads() {
+	const spare = 4
+	var there, done sync.WaitGroup
+	leave := make(chan struct{})
+	there.Add(spare)
+	for range spare {
+		done.Go(func() {
+			runtime.LockOSThread()
+			there.Done()
+			<-leave
+			runtime.UnlockOSThread()
+		})
+	}
+	there.Wait()
+	close(leave)
+	done.Wait()
 }
 
 // launch starts process 2, which waits until the returned descriptor is closed.

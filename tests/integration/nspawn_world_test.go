@@ -37,6 +37,8 @@ var incidental = []struct {
 	{regexp.MustCompile(`[A-Z][a-z][a-z] [ \d]\d +(\d\d:\d\d|\d{4})`), "DATE"},
 	{regexp.MustCompile(`(?m)^total.*\n`), ""},
 	{regexp.MustCompile(`(?m)^/(\.#proc-\S*|host/\S*).* /proc/(kmsg|sys/kernel/random/boot_id) .*\n`), ""},
+	{regexp.MustCompile(`(?m)^\S+ /run/host/os-release .*\n`), ""},
+	{regexp.MustCompile(`(?m)^/mtrr /proc/mtrr .*\n`), ""},
 	{regexp.MustCompile(`(?m)^(.* /run/host/incoming) .*`), "$1"},
 	{regexp.MustCompile(`(?m)^\S*/inaccessible/(\S+ /home ro),.*`), "$1"},
 	{regexp.MustCompile(`pipe:\[\d+\]`), "pipe"},
