@@ -48,6 +48,7 @@ type wire struct {
 	tree   *Tree
 
 	begun atomic.Bool             // the authentication is over
+	plain atomic.Bool             // the bus passes no descriptors, as through ssh(1)
 	swap  sync.RWMutex            // held over calls on sock, and to replace it
 	file  atomic.Pointer[os.File] // takes the place of sock when we serve
 
@@ -274,11 +275,15 @@ func (w *wire) writeFrame(f frame) error {
 	if len(f.fds) == 0 {
 		return w.send(f.data)
 	}
+	if w.plain.Load() {
+		return unix.EOPNOTSUPP
+	}
 	return w.sendFDs(f.data, f.fds)
 }
 
 // negotiate asks the bus to pass descriptors (D-Bus specification,
-// "Authentication Protocol"); godbus is about to send BEGIN.
+// "Authentication Protocol"); godbus is about to send BEGIN. A bus that can't is
+// of use for all else.
 func (w *wire) negotiate() error {
 	if err := w.send(negotiateLine); err != nil {
 		return err
@@ -293,8 +298,12 @@ func (w *wire) negotiate() error {
 		}
 		line = append(line, b[0])
 	}
-	if !bytes.HasPrefix(line, []byte("AGREE_UNIX_FD")) {
-		return fmt.Errorf("negotiate file descriptors: bus says %q", bytes.TrimSpace(line))
+	switch {
+	case bytes.HasPrefix(line, []byte("AGREE_UNIX_FD")):
+		return nil
+	case bytes.HasPrefix(line, []byte("ERROR")):
+		w.plain.Store(true)
+		return nil
 	}
-	return nil
+	return fmt.Errorf("negotiate file descriptors: bus says %q", bytes.TrimSpace(line))
 }

@@ -37,8 +37,8 @@ type verb struct {
 	hidden   bool
 	changes  bool // may need a password: the polkit agent is started
 	offline  bool // needs no bus
-	// localOnly is what to say when the verb is used on another host or in a
-	// container; "" if it may be.
+	// localOnly is what to say when the verb, which needs a descriptor of the
+	// service's, is used on another host; "" if it does not.
 	localOnly string
 	run       func(a *app, ctx context.Context, args []string) error
 }
@@ -112,7 +112,7 @@ func (a *app) prepare(ctx context.Context, v *verb) error {
 	if v.offline {
 		return nil
 	}
-	if v.localOnly != "" && !a.opts.target.Local() {
+	if v.localOnly != "" && !a.opts.target.PassesFiles() {
 		return cli.Failf("%s", v.localOnly)
 	}
 	if err := a.connect(ctx); err != nil {

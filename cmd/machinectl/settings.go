@@ -19,12 +19,13 @@ import (
 // (systemd.nspawn(5)). The last is not trusted: editing copies it to the first.
 var settingsDirs = []string{"/etc/systemd/nspawn", "/run/systemd/nspawn", "/var/lib/machines"}
 
-func (a *app) settingsOnly() error {
+// settingsOnly refuses verbs where there are no settings files to be had.
+func (a *app) settingsOnly(what string) error {
 	switch {
 	case !a.opts.target.Local():
-		return cli.Failf("Cannot access machine settings of a remote host.")
+		return cli.Failf("%s is only supported on the host machine.", what)
 	case a.opts.runner != "nspawn":
-		return cli.Failf("Settings files are only supported for the nspawn runner.")
+		return cli.Failf("%s is only supported for --runner=nspawn", what)
 	}
 	return nil
 }
@@ -32,19 +33,15 @@ func (a *app) settingsOnly() error {
 // findSettings is the settings file of a machine name or of a path to one;
 // fresh is where a new one belongs.
 func findSettings(name string) (path, fresh string, err error) {
-	base := name
-	if strings.Contains(name, "/") || strings.HasSuffix(name, ".nspawn") {
-		if !strings.HasSuffix(name, ".nspawn") {
-			return "", "", cli.Failf("Invalid settings file name '%s': a path has to end in .nspawn.", name)
+	if filepath.IsAbs(name) {
+		if _, err := os.Stat(name); errors.Is(err, os.ErrNotExist) {
+			return "", name, nil
 		}
-		if _, err := os.Stat(name); err == nil && strings.Contains(name, "/") {
-			absolute, err := filepath.Abs(name)
-			return absolute, absolute, err
-		}
-		base = strings.TrimSuffix(filepath.Base(name), ".nspawn")
+		return name, name, nil
 	}
-	if base == "" || base == "." || base == ".." || strings.HasPrefix(name, "../") || strings.HasPrefix(name, "./") {
-		return "", "", cli.Failf("Invalid settings file name '%s'.", name)
+	base := strings.TrimSuffix(name, ".nspawn")
+	if strings.Contains(base, "/") || base == "." || base == ".." {
+		return "", "", cli.Failf("Invalid settings file name '%s.nspawn'.", base)
 	}
 	fresh = filepath.Join(settingsDirs[0], base+".nspawn")
 	for _, dir := range settingsDirs {
@@ -62,7 +59,7 @@ func findSettings(name string) (path, fresh string, err error) {
 }
 
 func runCat(a *app, _ context.Context, names []string) error {
-	if err := a.settingsOnly(); err != nil {
+	if err := a.settingsOnly("Cat"); err != nil {
 		return err
 	}
 	var failed error
@@ -89,7 +86,7 @@ func runEdit(a *app, _ context.Context, names []string) error {
 	if !term.IsTerminal(0) || !term.IsTerminal(1) {
 		return cli.Failf("Cannot edit machine settings if not on a tty.")
 	}
-	if err := a.settingsOnly(); err != nil {
+	if err := a.settingsOnly("Edit"); err != nil {
 		return err
 	}
 	editor := lookEditor()

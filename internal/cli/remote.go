@@ -87,14 +87,30 @@ func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''
 // stateDir is where machined describes machines (sd-login(3) reads it too).
 const stateDir = "/run/systemd/machines"
 
-// connectMachine reaches the system bus of a container of this host, as
+// connectMachine reaches the bus of [USER@]CONTAINER: with a user, or where the
+// bus of a session is asked for, over a session made for that, else directly.
+func connectMachine(ctx context.Context, arg string, session bool) (*godbus.Conn, error) {
+	user, machine := splitMachine(arg)
+	if machine != "" && !machineName(machine) || machine == "" && user == "" {
+		return nil, unix.EINVAL
+	}
+	if session || strings.Contains(arg, "@") {
+		return connectUser(ctx, user, machine, session)
+	}
+	return connectContainer(ctx, machine)
+}
+
+// machineName says whether name can be a file's in stateDir. Only then it is
+// looked for.
+func machineName(name string) bool {
+	return name == filepath.Base(name) && name[0] != '.' && name[0] != '-' && !strings.ContainsAny(name, "@:\x00")
+}
+
+// connectContainer reaches the system bus of a container of this host, as
 // sd-bus does with x-machine-unix: the state file names the leader, and the
 // socket is found under the leader's root. The connection is made with the
 // identity of the container's root, since its bus sees nothing else as root.
-func connectMachine(ctx context.Context, name string) (*godbus.Conn, error) {
-	if user, machine, ok := strings.Cut(name, "@"); ok {
-		return connectUser(ctx, user, machine)
-	}
+func connectContainer(ctx context.Context, name string) (*godbus.Conn, error) {
 	leader, class, err := readLeader(name)
 	if err != nil {
 		return nil, err
@@ -125,22 +141,27 @@ func connectMachine(ctx context.Context, name string) (*godbus.Conn, error) {
 }
 
 // connectUser reaches the system bus of a container, or of this host, with the
-// rights of one of its users: over a session made for that by systemd-run(1).
-func connectUser(ctx context.Context, user, machine string) (*godbus.Conn, error) {
+// rights of one of its users, or the bus of that user's own session: through a
+// session made for that by systemd-run(1).
+func connectUser(ctx context.Context, user, machine string, session bool) (*godbus.Conn, error) {
 	if user == "" {
 		user = "root"
 	}
 	if machine == "" {
 		machine = ".host"
 	}
-	return connectCommand(ctx, "systemd-run", "--machine="+machine, "--pipe", "--collect", "--quiet", "--wait",
-		"--property=User="+user, "--property=PAMName=login", "systemd-stdio-bridge")
+	args := []string{
+		"--machine=" + machine, "--pipe", "--collect", "--quiet", "--wait",
+		"--property=User=" + user, "--property=PAMName=login", "systemd-stdio-bridge",
+	}
+	if session {
+		// The service manager there knows the variable, whose value PAM decides.
+		args = append(args, "-punix:path=${XDG_RUNTIME_DIR}/bus")
+	}
+	return connectCommand(ctx, "systemd-run", args...)
 }
 
 func readLeader(name string) (int, string, error) {
-	if name == "" || name != filepath.Base(name) || name[0] == '.' {
-		return 0, "", unix.EINVAL
-	}
 	data, err := os.ReadFile(filepath.Join(stateDir, name))
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, "", unix.EHOSTDOWN

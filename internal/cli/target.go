@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"os"
+	"os/user"
+	"strings"
 
 	godbus "github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
@@ -35,34 +37,84 @@ func (t *Target) SetMachine(arg string) error {
 	return nil
 }
 
-// Local says that the bus is this host's.
-func (t Target) Local() bool { return t.Host == "" && t.Machine == "" }
+// Local says that what the bus tells is about this very host: about its
+// processes, links and files.
+func (t Target) Local() bool {
+	_, machine := splitMachine(t.Machine)
+	return t.Host == "" && machine == ""
+}
+
+// PassesFiles says that descriptors can cross the connection, as they can to
+// every bus on this host. They can't through ssh(1).
+func (t Target) PassesFiles() bool { return t.Host == "" }
+
+// splitMachine takes [USER@]CONTAINER apart. Either part may be missing: no user
+// is the one that the connection is made for without, and no container, or
+// .host, is this host, for which machine is "".
+func splitMachine(arg string) (user, machine string) {
+	user, machine, ok := strings.Cut(arg, "@")
+	if !ok {
+		user, machine = "", arg
+	}
+	if machine == ".host" {
+		machine = ""
+	}
+	return user, machine
+}
 
 // Connect opens the bus. Its error is a whole message.
 func (t Target) Connect(ctx context.Context) (*godbus.Conn, error) {
-	var conn *godbus.Conn
-	var err error
-	scope, way := "system", "local"
+	scope := "system"
+	if t.User {
+		scope = "user"
+	}
 	switch {
 	case t.Host != "":
-		way = "SSH"
-		conn, err = connectHost(ctx, t.Host)
-	case t.Machine != "" && t.Machine != ".host":
-		way = "machine"
-		conn, err = connectMachine(ctx, t.Machine)
-	case t.User:
-		scope = "user"
+		if t.User {
+			// A session's bus is found by who is logged in here.
+			return nil, connectError(scope, "SSH", unix.EOPNOTSUPP)
+		}
+		conn, err := connectHost(ctx, t.Host)
+		if err != nil {
+			return nil, connectError(scope, "SSH", err)
+		}
+		return conn, nil
+	case t.Machine != "" && !t.own():
+		conn, err := connectMachine(ctx, t.Machine, t.User)
+		if err != nil {
+			return nil, connectError(scope, "machine", err)
+		}
+		return conn, nil
+	}
+	connect := dbus.ConnectSystem
+	if t.User {
 		if os.Getenv("DBUS_SESSION_BUS_ADDRESS") == "" && os.Getenv("XDG_RUNTIME_DIR") == "" {
 			return nil, Failf("Failed to connect to user scope bus via local transport: $DBUS_SESSION_BUS_ADDRESS and $XDG_RUNTIME_DIR not defined")
 		}
-		conn, err = dbus.ConnectSession(ctx)
-	default:
-		conn, err = dbus.ConnectSystem(ctx)
+		connect = dbus.ConnectSession
 	}
+	conn, err := connect(ctx)
 	if err != nil {
-		return nil, connectError(scope, way, err)
+		return nil, connectError(scope, "local", err)
 	}
 	return conn, nil
+}
+
+// own says that Machine names this host and the caller, who needs no session
+// of another one's to reach the bus.
+func (t Target) own() bool {
+	if t.Machine == ".host" {
+		return true
+	}
+	name, machine := splitMachine(t.Machine)
+	if machine != "" || name == "" {
+		return false
+	}
+	if name == "root" {
+		return os.Geteuid() == 0
+	}
+	me, err := user.Current()
+	return err == nil && me.Username == name
 }
 
 func connectError(scope, way string, err error) error {

@@ -47,8 +47,8 @@ var osPackages = []string{
 
 // clientPackages make a host one that has more of those that ask machined:
 // libvirt, with a driver that needs no controllers and works without KVM, and
-// the tools of the user database.
-var clientPackages = []string{"systemd-userdbd", "libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86"}
+// the tools of the user database, and ssh to be reached by.
+var clientPackages = []string{"systemd-userdbd", "libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86", "openssh-server"}
 
 // enginePackages make an OS tree one that runs containers itself.
 var enginePackages = []string{"podman", "crun", "netavark", "nftables", "busybox-static"}
@@ -117,10 +117,10 @@ func engineRecipe(s Suite) recipe {
 	return recipe{kind: "engine", suite: s, packages: enginePackages, script: engineScript, base: &base}
 }
 
-// clientScript leaves it to the test to start libvirt.
+// clientScript leaves it to the test to start libvirt and sshd.
 const clientScript = trim + `
 systemctl disable libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirt-guests.service \
-	virtlogd.service virtlogd.socket virtlogd-admin.socket virtlockd.socket virtlockd-admin.socket
+	virtlogd.service virtlogd.socket virtlogd-admin.socket virtlockd.socket virtlockd-admin.socket ssh.service ssh.socket
 cat >>/etc/libvirt/qemu.conf <<'EOF'
 security_driver = "none"
 user = "root"
