@@ -73,7 +73,7 @@ func (m *machine) mainLink(host *netlink.Handle) error {
 	case o.Bridge != "":
 		bridge, err := host.LinkByName(o.Bridge)
 		if err != nil {
-			return fmt.Errorf("join bridge %q: %w", o.Bridge, err)
+			return fmt.Errorf("Failed to add interface %s to bridge %s: %w", name, o.Bridge, linkError(err))
 		}
 		return m.joinBridge(host, index, bridge)
 	case o.Zone != "":
@@ -96,6 +96,14 @@ func addLink(host *netlink.Handle, link netlink.Link) error {
 		}
 		time.Sleep(pause)
 	}
+}
+
+// linkError is an error of a search for a link in the kernel's words.
+func linkError(err error) error {
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return unix.ENODEV
+	}
+	return err
 }
 
 // addVeth makes a pair of links and returns the index of the host's end.
@@ -129,7 +137,7 @@ func (m *machine) joinBridge(host *netlink.Handle, index int, bridge netlink.Lin
 	}
 	name := bridge.Attrs().Name
 	if err := host.LinkSetMasterByIndex(port, bridge.Attrs().Index); err != nil {
-		return fmt.Errorf("join bridge %q: %w", name, err)
+		return fmt.Errorf("Failed to add interface %s to bridge %s: %w", port.Attrs().Name, name, err)
 	}
 	if err := host.LinkSetUp(port); err != nil {
 		return fmt.Errorf("bring up link to bridge %q: %w", name, err)
@@ -202,7 +210,7 @@ func (m *machine) stackedLinks(host *netlink.Handle) error {
 	for i, l := range m.opts.MACVLANs {
 		parent, err := host.LinkByName(l.Host)
 		if err != nil {
-			return fmt.Errorf("find network interface %q: %w", l.Host, err)
+			return fmt.Errorf("Failed to get device %s: %w", l.Host, linkError(err))
 		}
 		attrs := stacked(l, parent, m.c.PID)
 		attrs.HardwareAddr = netname.MAC(hostID(), m.opts.Machine, netname.KeyMACVLAN, uint64(i))
@@ -213,7 +221,7 @@ func (m *machine) stackedLinks(host *netlink.Handle) error {
 	for _, l := range m.opts.IPVLANs {
 		parent, err := host.LinkByName(l.Host)
 		if err != nil {
-			return fmt.Errorf("find network interface %q: %w", l.Host, err)
+			return fmt.Errorf("Failed to get device %s: %w", l.Host, linkError(err))
 		}
 		if err := host.LinkAdd(&netlink.IPVlan{LinkAttrs: stacked(l, parent, m.c.PID), Mode: netlink.IPVLAN_MODE_L2}); err != nil {
 			return fmt.Errorf("add ipvlan link on %q: %w", l.Host, err)
@@ -246,7 +254,7 @@ func (m *machine) interfaces(host *netlink.Handle) error {
 	for _, l := range m.opts.Interfaces {
 		link, err := host.LinkByName(l.Host)
 		if err != nil {
-			return fmt.Errorf("find network interface %q: %w", l.Host, err)
+			return fmt.Errorf("Failed to get device %s: %w", l.Host, linkError(err))
 		}
 		index, original := link.Attrs().Index, link.Attrs().Name
 		if err := host.LinkSetNsPid(link, m.c.PID); err != nil {
@@ -373,7 +381,7 @@ func parseMAC(s string) ([]byte, error) {
 func netnsFile(path string) (*os.File, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("Cannot open file %s: %w", path, errors.Unwrap(err))
 	}
 	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
 	runtime.KeepAlive(f)

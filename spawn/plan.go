@@ -132,7 +132,7 @@ func personality(arch string) (uint64, error) {
 	case secondary:
 		return perLinux32, nil
 	}
-	return 0, fmt.Errorf("personality %q is not one of this machine's: %s", arch, strings.TrimRight(native+" "+secondary, " "))
+	return 0, fmt.Errorf("Unknown or unsupported personality '%s'. (this machine's are %s)", arch, strings.TrimRight(native+" "+secondary, " "))
 }
 
 // planLimits starts from what the kernel gives to PID 1 and applies the options.

@@ -82,6 +82,9 @@ func (o *Options) Validate() error {
 		return fmt.Errorf("AmbientCapability= setting is not fully covered by Capability= setting. (%s)", caps.Format(o.CapAmbient&^bounding))
 	}
 	for _, m := range o.Mounts {
+		if m.Bind.Bad != "" {
+			return fmt.Errorf("Invalid bind mount option: %s", m.Bind.Bad)
+		}
 		if path.Clean(m.Destination) == "/" && (o.Userns() && o.Users.Mode == settings.UserPick || o.Ownership != "off") {
 			return fmt.Errorf("--private-users-ownership=%s may not be combined with custom root mounts.", o.Ownership)
 		}

@@ -41,13 +41,16 @@ func (c *commandLine) loadCredential(s string) error {
 	default:
 		dir := os.Getenv("CREDENTIALS_DIRECTORY")
 		if dir == "" {
-			return fmt.Errorf("Credential not available (no credentials passed at all): %s", source)
+			return fmt.Errorf("Credential not available (no credentials passed at all): %s", id)
 		}
 		source = filepath.Join(dir, source)
 	}
 	data, err := readCredential(source)
 	if err != nil {
-		return fmt.Errorf("Failed to read credential '%s': %w", id, err)
+		if p := (*os.PathError)(nil); errors.As(err, &p) {
+			err = p.Err // the path is named
+		}
+		return errors.New(inWords(fmt.Errorf("Failed to read credential '%s': %w", source, err)))
 	}
 	return c.addCredential(id, data)
 }

@@ -18,7 +18,7 @@ func (c *commandLine) environment() error {
 		}
 		b, err := settings.ParseBool(v)
 		if err != nil {
-			return def, fmt.Errorf("$%s: %w", name, err)
+			return def, fmt.Errorf("Failed to parse $%s: Invalid argument (%w)", name, err)
 		}
 		return b, nil
 	}
@@ -65,7 +65,7 @@ func (c *commandLine) environment() error {
 	default:
 		on, err := settings.ParseBool(v)
 		if err != nil {
-			return fmt.Errorf("$SYSTEMD_NSPAWN_API_VFS_WRITABLE: %w", err)
+			return fmt.Errorf("Failed to parse $SYSTEMD_NSPAWN_API_VFS_WRITABLE: Invalid argument (%w)", err)
 		}
 		k.APIVFS = map[bool]string{true: "yes", false: "no"}[on]
 	}

@@ -15,7 +15,6 @@ import (
 
 	"machined/internal/caps"
 	"machined/internal/netname"
-	"machined/internal/seccomp"
 	"machined/spawn"
 	"machined/spawn/settings"
 )
@@ -185,10 +184,7 @@ func (c *commandLine) imageFlags() {
 	o := &c.opts
 	c.value("directory", "D", "PATH", "Root directory for the container", absolute(&o.Directory))
 	c.value("template", "", "PATH", "Initialize root directory from template directory, if missing", func(s string) error {
-		if s == "" {
-			return errors.New("empty argument")
-		}
-		if !strings.Contains(s, "/") {
+		if !strings.Contains(s, "/") { // or empty: none
 			o.Template = s
 			return nil
 		}
@@ -362,6 +358,10 @@ func (c *commandLine) networkFlags() {
 	}
 	linkTo := func(to *[]settings.Link, prefix string) func(string) error {
 		return func(s string) error {
+			if s == "" { // a list of none, as since 257
+				o.PrivateNet = true
+				return nil
+			}
 			l, err := settings.ParseLink(s, prefix)
 			if err == nil {
 				*to = append(*to, l)
@@ -374,7 +374,12 @@ func (c *commandLine) networkFlags() {
 	net("network-macvlan", "", "HOSTIF[:CONTAINERIF]", "Create a macvlan network interface based on an existing network interface", linkTo(&o.MACVLANs, "mv-"))
 	net("network-ipvlan", "", "HOSTIF[:CONTAINERIF]", "Create an ipvlan network interface based on an existing network interface", linkTo(&o.IPVLANs, "iv-"))
 	c.flag(maskNetwork, "network-veth", "n", "Add a virtual Ethernet connection between host and container", func() error { o.Veth = true; return nil })
-	net("network-veth-extra", "", "HOSTIF[:CONTAINERIF]", "Add an additional virtual Ethernet link between host and container", linkTo(&o.VethExtra, ""))
+	net("network-veth-extra", "", "HOSTIF[:CONTAINERIF]", "Add an additional virtual Ethernet link between host and container", func(s string) error {
+		if s == "" {
+			return errors.New("empty argument")
+		}
+		return linkTo(&o.VethExtra, "")(s)
+	})
 	net("network-bridge", "", "INTERFACE", "Add a virtual Ethernet connection and attach it to an existing bridge", func(s string) error {
 		if !netname.ValidIfname(s) {
 			return fmt.Errorf("Bridge interface name not valid: %s", s)
@@ -389,12 +394,7 @@ func (c *commandLine) networkFlags() {
 		o.Zone = s
 		return nil
 	})
-	net("network-namespace-path", "", "PATH", "Set network namespace to the one represented by the specified kernel namespace file node", func(s string) error {
-		if s == "" {
-			return errors.New("empty argument")
-		}
-		return absolute(&o.NetnsPath)(s)
-	})
+	net("network-namespace-path", "", "PATH", "Set network namespace to the one represented by the specified kernel namespace file node", absolute(&o.NetnsPath))
 	net("port", "p", "[PROTOCOL:]HOSTPORT[:CONTAINERPORT]", "Expose a container IP port on the host", func(s string) error {
 		p, err := settings.ParsePort(s)
 		if err != nil {
@@ -419,9 +419,6 @@ func (c *commandLine) securityFlags() {
 				return errors.New("capabilities are separated by commas here")
 			}
 			mask, err := caps.Parse(s)
-			if err == nil && strings.Trim(s, ", \t") == "" {
-				err = errors.New("empty argument")
-			}
 			*to |= mask
 			return err
 		}
@@ -437,19 +434,7 @@ func (c *commandLine) securityFlags() {
 	c.masked("no-new-privileges", "no-new-privileges", "", "BOOLEAN", "Set PR_SET_NO_NEW_PRIVS flag for container payload", boolTo(&o.NoNewPrivs))
 	c.masked("nesting", "nesting", "", "BOOLEAN", "Let container engines and machines run in the container", boolTo(&o.Nesting))
 	c.optional("nesting", "yes")
-	c.masked("syscalls", "system-call-filter", "", "LIST|~LIST", "Permit/prohibit specific system calls", func(s string) error {
-		list := &o.SyscallAllow
-		if rest, ok := strings.CutPrefix(s, "~"); ok {
-			list, s = &o.SyscallDeny, rest
-		}
-		for _, name := range strings.Fields(s) {
-			if !seccomp.ValidName(name) {
-				return fmt.Errorf("%q is no system call and no @group", name)
-			}
-			*list = append(*list, name)
-		}
-		return nil
-	})
+	c.masked("syscalls", "system-call-filter", "", "LIST|~LIST", "Permit/prohibit specific system calls", c.systemCallFilter)
 	c.masked("families", "restrict-address-families", "", "LIST|~LIST|none", "Permit/prohibit specific socket address families", func(s string) error {
 		rest, deny := strings.CutPrefix(s, "~")
 		return o.Families.ParseFamilies(strings.Fields(rest), deny)
@@ -480,6 +465,10 @@ func (c *commandLine) securityFlags() {
 		return err
 	})
 	c.masked("cpus", "cpu-affinity", "", "CPUS", "Adjust the CPU affinity of the container", func(s string) (err error) {
+		if s == "" {
+			o.CPUs = nil
+			return nil
+		}
 		o.CPUs, err = settings.ParseCPUs(s)
 		return err
 	})

@@ -10,17 +10,17 @@ import (
 // those take an earlier value back (--directory=, --image=, --machine=).
 func TestParseRefuses(t *testing.T) {
 	for _, arg := range []string{
-		"--template=", "--machine=../x", "--machine=.x",
+		"--machine=../x", "--machine=.x",
 		"--machine=" + strings.Repeat("x", 65), "--hostname=foo_bar/", "--uuid=", "--uuid=foo",
 		"--settings=foo", "--volatile=-1", "--volatile=foo", "--chdir=relative", "--setenv=", "--setenv==x",
 		"--kill-signal=", "--kill-signal=foo", "--notify-ready=foo", "--suppress-sync=foo", "--slice=",
 		"--property=", "--property=foo", "--register=foo", "--private-users=foo", "--private-users=0:0",
-		"--private-users-ownership=foo", "--network-interface=", "--network-macvlan=", "--network-ipvlan=",
+		"--private-users-ownership=foo",
 		"--network-veth-extra=", "--network-bridge=", "--network-zone=", "--network-zone=" + strings.Repeat("z", 20),
-		"--network-namespace-path=", "--port=", "--port=foo", "--port=tcp:0", "--port=-1:7", "--port=99999",
+		"--port=", "--port=foo", "--port=tcp:0", "--port=-1:7", "--port=99999",
 		"--capability=foo", "--drop-capability=foo", "--ambient-capability=foo", "--no-new-privileges=foo",
 		"--rlimit==", "--rlimit=foo", "--rlimit=NOFILE=x", "--oom-score-adjust=foo", "--oom-score-adjust=1001",
-		"--cpu-affinity=", "--cpu-affinity=foo", "--personality=", "--personality=foo", "--resolv-conf=foo",
+		"--cpu-affinity=foo", "--personality=", "--personality=foo", "--resolv-conf=foo",
 		"--timezone=foo", "--link-journal=foo", "--bind=", "--bind=a:b:c:d", "--bind-ro=", "--tmpfs=relative",
 		"--overlay=", "--overlay=x", "--inaccessible=", "--inaccessible=relative", "--console=foo",
 		"--set-credential=", "--set-credential=foo", "--load-credential=", "--load-credential=foo", "--no-such-option",

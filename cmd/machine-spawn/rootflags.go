@@ -77,12 +77,7 @@ func (c *commandLine) diskFlags() {
 		}
 		return absolute(&o.RootHashSig)(s)
 	})
-	c.value("verity-data", "", "PATH", "Specify hash device for verity", func(s string) error {
-		if s == "" {
-			return errors.New("empty argument")
-		}
-		return absolute(&o.VerityData)(s)
-	})
+	c.value("verity-data", "", "PATH", "Specify hash device for verity", absolute(&o.VerityData))
 }
 
 // pickVersions replaces versioned directories by their newest entries (systemd.v(7)).

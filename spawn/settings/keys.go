@@ -179,7 +179,7 @@ func (p *parser) bindUser(v string) error {
 	for w := range strings.FieldsSeq(v) {
 		if validUser(w) != nil || strings.ContainsAny(w, `"'\,;|&<>$`) {
 			p.warnf("User name '%s' not valid, ignoring.", w)
-			continue
+			return nil
 		}
 		p.file.BindUsers = append(p.file.BindUsers, w)
 	}

@@ -59,13 +59,13 @@ func ParseBind(s string, readOnly bool) (Mount, error) {
 		return Mount{}, fmt.Errorf("destination: %w", err)
 	}
 	if len(parts) == 3 {
-		m.Bind, err = ParseBindOptions(parts[2])
+		m.Bind = parseBindOptions(parts[2])
 	}
-	return m, err
+	return m, nil
 }
 
-// ParseBindOptions reads options of a bind mount, separated by commas.
-func ParseBindOptions(s string) (BindOptions, error) {
+// parseBindOptions reads options of a bind mount, separated by commas.
+func parseBindOptions(s string) BindOptions {
 	var o BindOptions
 	for w := range strings.SplitSeq(s, ",") {
 		switch w {
@@ -82,10 +82,11 @@ func ParseBindOptions(s string) (BindOptions, error) {
 		case "owneridmap":
 			o.IDMap = IDMapOwner
 		default:
-			return o, fmt.Errorf("%q is not an option of a bind mount", w)
+			o.Bad = w
+			return o
 		}
 	}
-	return o, nil
+	return o
 }
 
 // ParseTmpfs reads PATH[:OPTIONS].
@@ -143,7 +144,7 @@ func ParseOverlay(s string, readOnly bool) (Mount, error) {
 		if err != nil {
 			return Mount{}, err
 		}
-		if src.Path == "" && (readOnly || i != len(layers)-1) {
+		if src.Path == "" && i != len(layers)-1 {
 			return Mount{}, fmt.Errorf("%q: only the upper directory can be left out", s)
 		}
 		m.Sources = append(m.Sources, src)

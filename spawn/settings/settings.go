@@ -148,6 +148,7 @@ type Source struct {
 type BindOptions struct {
 	NonRecursive bool // norbind
 	IDMap        IDMap
+	Bad          string // a word that is no option; the machine can't start
 }
 
 // IDMap is how the owners of a bind mount's files appear in a machine with

@@ -105,10 +105,13 @@ func ParsePrivateUsers(s string) (PrivateUsers, error) {
 	if err != nil {
 		return PrivateUsers{}, fmt.Errorf("%q is neither a mode nor a UID", s)
 	}
+	if base == math.MaxUint32 {
+		return PrivateUsers{}, fmt.Errorf("Failed to parse UID \"%s\": No such device or address", baseText) // no UID
+	}
 	count := uint64(0x10000)
 	if hasCount {
 		if count, err = strconv.ParseUint(countText, 10, 32); err != nil {
-			return PrivateUsers{}, fmt.Errorf("%q is not a number of UIDs", countText)
+			return PrivateUsers{}, fmt.Errorf("Failed to parse UID range \"%s\": Invalid argument", countText)
 		}
 	}
 	if count == 0 || base+count > math.MaxUint32 {
@@ -178,7 +181,8 @@ func ParseCPUs(s string) ([]int, error) {
 			b, err = strconv.ParseUint(to, 10, 16)
 		}
 		if err != nil || a >= maxCPU || b >= maxCPU || b < a {
-			return nil, fmt.Errorf("%q is not a CPU number or range", w)
+			err := fmt.Errorf("%q is not a CPU number or range", w)
+			return nil, inRange(err, maxCPU-1, from)
 		}
 		for n := a; n <= b; n++ {
 			out = append(out, int(n))
@@ -232,6 +236,28 @@ func ParseSignal(s string) (unix.Signal, error) {
 	return 0, bad
 }
 
+// rangeError is the error about a number that is one, but too high or too low.
+type rangeError struct{ error }
+
+func (rangeError) Unwrap() error { return unix.ERANGE }
+
+// inRange makes err one about a range where all texts are integers, and one of
+// them is below 0 or above most.
+func inRange(err error, most int, texts ...string) error {
+	out := false
+	for _, t := range texts {
+		n, bad := strconv.Atoi(t)
+		if bad != nil && !errors.Is(bad, strconv.ErrRange) {
+			return err
+		}
+		out = out || bad != nil || n < 0 || n > most
+	}
+	if !out {
+		return err
+	}
+	return rangeError{err}
+}
+
 // ParsePort reads [tcp:|udp:]HOST[:CONTAINER].
 func ParsePort(s string) (Port, error) {
 	p := Port{Protocol: "tcp"}
@@ -248,7 +274,8 @@ func ParsePort(s string) (Port, error) {
 	h, err1 := strconv.ParseUint(host, 10, 16)
 	c, err2 := strconv.ParseUint(container, 10, 16)
 	if err1 != nil || err2 != nil || h == 0 || c == 0 {
-		return Port{}, fmt.Errorf("%q is not a port, want [tcp:|udp:]HOST[:CONTAINER] with numbers from 1 to 65535", s)
+		err := fmt.Errorf("%q is not a port, want [tcp:|udp:]HOST[:CONTAINER] with numbers from 1 to 65535", s)
+		return Port{}, inRange(err, math.MaxUint16, host, container)
 	}
 	p.Host, p.Container = uint16(h), uint16(c)
 	return p, nil

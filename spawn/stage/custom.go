@@ -29,15 +29,27 @@ func (o *outer) customMounts() error {
 				o.warn("Ignoring mount on %s: %v", m.Dest, err)
 				continue
 			}
+			if whole := (wholeError{}); errors.As(err, &whole) {
+				return err
+			}
 			return fmt.Errorf("mount on %s: %w", m.Dest, err)
 		}
 	}
 	return nil
 }
 
+// wholeError is an error that says by itself which mount it is about.
+type wholeError struct{ error }
+
+func (w wholeError) Unwrap() error { return w.error }
+
 func (o *outer) mountCustom(m *Mount) error {
 	if m.Kind == "inaccessible" {
-		return maskPath(o.root, m.Dest)
+		err := maskPath(o.root, m.Dest)
+		if errors.Is(err, unix.ENOENT) {
+			err = wholeError{fmt.Errorf("Failed to resolve %s: %w", m.Dest, unix.ENOENT)}
+		}
+		return err
 	}
 	mount, err := o.customMount(m)
 	if err != nil {
@@ -52,12 +64,15 @@ func (o *outer) mountCustom(m *Mount) error {
 		target, err = o.root.node(m.Dest)
 	}
 	o.asHost()
+	if errors.Is(err, unix.ENOTDIR) && m.Kind == "bind" && isDir(mount) {
+		return wholeError{fmt.Errorf("Cannot bind mount directory %s on file %s.", m.Sources[0].Path, m.Dest)}
+	}
 	if err != nil {
 		return err
 	}
 	defer unix.Close(target)
 	if isDir(mount) != isDir(target) {
-		return fmt.Errorf("source and destination must both be directories or both files: %w", unix.ENOTDIR)
+		return wholeError{fmt.Errorf("Cannot bind mount file %s on directory %s.", m.Sources[0].Path, m.Dest)}
 	}
 	if m.IDMap == "owneridmap" {
 		if err := o.ownerMap(mount, target, m.Recursive); err != nil {
@@ -108,12 +123,18 @@ func (o *outer) shiftOwner(opts []option) []option {
 
 // source opens a source as O_PATH.
 func (o *outer) source(s Source) (int, error) {
+	var fd int
+	var err error
 	if s.Inside {
-		return o.root.open(s.Path, unix.O_PATH, 0)
+		fd, err = o.root.open(s.Path, unix.O_PATH, 0)
+		if path := (*os.PathError)(nil); errors.As(err, &path) {
+			err = path.Err
+		}
+	} else {
+		fd, err = unix.Open(s.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	}
-	fd, err := unix.Open(s.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, &os.PathError{Op: "open", Path: s.Path, Err: err}
+		return -1, wholeError{fmt.Errorf("Failed to stat %s: %w", s.Path, err)}
 	}
 	return fd, nil
 }
@@ -258,17 +279,22 @@ func splitAttrs(opts []option) (attrs int, rest []option) {
 }
 
 func (o *outer) overlayMount(m *Mount) (int, error) {
-	escape := strings.NewReplacer(`\`, `\\`, `:`, `\:`, `,`, `\,`)
 	var held []int
 	defer func() {
 		for _, fd := range held {
 			_ = unix.Close(fd)
 		}
 	}()
-	// name is a source as an option: what is in the image is resolved beneath it.
+	// name is a source as an option, short and without what would have to be
+	// escaped: what is in the image is resolved beneath it.
 	name := func(s Source) (string, error) {
 		if !s.Inside {
-			return escape.Replace(s.Path), nil
+			fd, err := unix.Open(s.Path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return "", wholeError{fmt.Errorf("Failed to stat %s: %w", s.Path, err)}
+			}
+			held = append(held, fd)
+			return procFD(fd), nil
 		}
 		o.asMachineRoot()
 		fd, err := o.root.dir(s.Path, 0o755)
@@ -283,15 +309,18 @@ func (o *outer) overlayMount(m *Mount) (int, error) {
 	if !m.ReadOnly {
 		last := m.Sources[len(m.Sources)-1]
 		lowers = m.Sources[:len(m.Sources)-1]
-		upper, work := last.Path, m.WorkDir
+		upper, err := name(last)
+		if err != nil {
+			return -1, err
+		}
+		var work string
 		if last.Inside {
-			var err error
-			if upper, err = name(last); err != nil {
-				return -1, err
-			}
-			if work, err = o.innerWork(held[len(held)-1]); err != nil {
-				return -1, fmt.Errorf("make work directory of overlay: %w", err)
-			}
+			work, err = o.innerWork(held[len(held)-1])
+		} else {
+			work, err = name(Source{Path: m.WorkDir})
+		}
+		if err != nil {
+			return -1, fmt.Errorf("make work directory of overlay: %w", err)
 		}
 		opts = []option{{"upperdir", upper}, {"workdir", work}}
 	}
@@ -308,8 +337,18 @@ func (o *outer) overlayMount(m *Mount) (int, error) {
 	if m.ReadOnly {
 		attrs = readonly
 	}
-	return newFS("overlay", "overlay", attrs, append([]option{{"lowerdir", strings.Join(names, ":")}}, opts...)...)
+	lower := []option{{"lowerdir", strings.Join(names, ":")}}
+	if len(lower[0].value) > fsconfigMax { // layer by layer, which kernels before 6.5 can't
+		lower = nil
+		for _, n := range names {
+			lower = append(lower, option{"lowerdir+", n})
+		}
+	}
+	return newFS("overlay", "overlay", attrs, append(lower, opts...)...)
 }
+
+// fsconfigMax is how long a value of fsconfig(2) may be.
+const fsconfigMax = 255
 
 // innerWork makes the work directory of an overlay beside its upper directory in
 // the image, where a link of the image can't lead it elsewhere. It has always the

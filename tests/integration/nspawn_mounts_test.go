@@ -44,6 +44,10 @@ func TestNspawnMounts(t *testing.T) {
 			{name: "overlay of three lowers", script: `mkdir 1 2 3 up; echo one >1/a; echo two >2/a; echo three >3/a; touch 1/x 2/y 3/z
 				$S --pipe --overlay=$W/1:$W/2:$W/3:$W/up:/mnt sh -c 'cat /mnt/a; ls /mnt; echo new >/mnt/n; rm /mnt/x'; cat up/n; ls 1; ls -A | grep nspawn`,
 				exit: 1, out: []string{`^three$`, `^x$`, `^y$`, `^z$`, `^new$`}},
+			{name: "overlay of many lowers with long names", script: `for i in 1 2 3 4 5 6; do n=$i-$(printf '%090d' 1); mkdir $n; touch $n/f$i; L=$L:$W/$n; done; mkdir up
+				$S --pipe --overlay-ro=${L#:}::/mnt sh -c 'echo $(ls /mnt)'; $S --pipe --overlay=${L#:}:$W/up:/mnt touch /mnt/new; ls up`, out: []string{`^f1 f2 f3 f4 f5 f6$`, `^new$`}},
+			{name: "overlay of directories with marks in their names", script: `mkdir 'a,b\c:d' 'u,p\q:r'; touch 'a,b\c:d/f'
+				$S --pipe "--overlay=$W/a,b\\\\c\\:d:$W/u,p\\\\q\\:r:/mnt" sh -c 'ls /mnt; touch /mnt/new'; ls u*`, out: []string{`^f$`, `^new$`}, stock: never},
 			{name: "overlay with two paths", script: `mkdir -p 1 up; echo one >1/a; $S --pipe --overlay=$W/1:$W/up sh -c "cat $W/up/a; touch $W/up/b"; ls up`, out: []string{`^one$`, `^b$`}},
 			{name: "overlay inside the image", script: `mkdir up; $S --pipe --overlay=+/etc:$W/up:/etc sh -c 'echo x >/etc/new; cat /etc/os-release'; cat up/new; [ ! -e $T/etc/new ]`, out: []string{`^ID=busybox`, `^x$`}},
 			{name: "overlay onto a temporary directory", script: `mkdir 1; echo one >1/a; $S --pipe --overlay=$W/1::/mnt sh -c 'touch /mnt/b; ls /mnt'; ls 1 | grep b`, exit: 1, out: []string{`^a$`, `^b$`}},
