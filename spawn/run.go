@@ -392,7 +392,7 @@ func (m *machine) pickUsers() error {
 	case settings.UserPick:
 		r, err := uidrange.Pick(st.Uid, o.Machine, o.ranges())
 		if err != nil {
-			return fmt.Errorf("pick UID range: %w", err)
+			return fmt.Errorf("Failed to pick suitable UID/GID range: %w", err)
 		}
 		m.undo(r.Close)
 		u.Base, u.Count = r.Base, r.Count

@@ -85,12 +85,12 @@ func Pick(rootOwnerUID uint32, machine string, ranges uint32) (*Range, error) {
 // Pick is the function Pick, with p's paths.
 func (p Picker) Pick(rootOwnerUID uint32, machine string, ranges uint32) (*Range, error) {
 	if err := os.MkdirAll(p.Dir, 0o755); err != nil {
-		return nil, fmt.Errorf("pick uid range: %w", err)
+		return nil, err
 	}
 	// Nobody shall add a user while we look.
 	unlock, err := lockPasswd(filepath.Join(p.Etc, ".pwd.lock"))
 	if err != nil {
-		return nil, fmt.Errorf("pick uid range: %w", err)
+		return nil, err
 	}
 	defer unlock()
 	pool, tries := p.pool(), uint32(attempts)
@@ -99,7 +99,7 @@ func (p Picker) Pick(rootOwnerUID uint32, machine string, ranges uint32) (*Range
 	}
 	candidate := rootOwnerUID
 	if tries == 0 {
-		return nil, fmt.Errorf("pick uid range for %q: %w: this user namespace has no UIDs to spare (--nesting of the machine around gives some)", machine, ErrExhausted)
+		return nil, fmt.Errorf("%w: this user namespace has no UIDs to spare (--nesting of the machine around gives some)", ErrExhausted)
 	}
 	hashed := machine == ""
 	for n := range tries + 1 {
@@ -117,7 +117,7 @@ func (p Picker) Pick(rootOwnerUID uint32, machine string, ranges uint32) (*Range
 			candidate, hashed = pool.nth(Hash(machine)), true
 		}
 	}
-	return nil, fmt.Errorf("pick uid range for %q: %w", machine, ErrExhausted)
+	return nil, ErrExhausted
 }
 
 // try returns nil, nil when the ranges are not to be had.
@@ -137,7 +137,7 @@ func (p Picker) try(base, ranges uint32) (_ *Range, err error) {
 			return nil, nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("pick uid range: %w", err)
+			return nil, err
 		}
 		r.locks = append(r.locks, lock)
 		ids = append(ids, first, first+0xFFFE)

@@ -32,6 +32,17 @@ var badStarts = []badStart{
 	{name: "an interface that is missing", args: `--network-interface=none0 -D /var/lib/machines/bad true`, exit: 1, say: `none0`},
 	{name: "a parent that is missing", args: `--network-macvlan=none0 -D /var/lib/machines/bad true`, exit: 1, say: `none0`},
 	{name: "a range that ends beyond all IDs", args: `--private-users=4294901760:131072 -D /var/lib/machines/bad true`, exit: 1, say: `.`},
+	{
+		name: "out of UID ranges", exit: 1, say: `^Failed to pick suitable UID/GID range: no free UID range$`, after: `cp -a /root/passwd /etc/passwd`,
+		// All that there are belong to users of the host.
+		script: `cp -a /etc/passwd /root/passwd; awk 'BEGIN { for (b = 524288; b <= 1879048192; b += 65536) printf "r%d:x:%d:1::/:/bin/false\n", b, b }' >>/etc/passwd`,
+		args:   `-D /var/lib/machines/bad -U -n --bind=:/mnt true`,
+	},
+	{
+		name: "no room for a copy of a template", exit: 1, say: `No space left on device$`, after: `ls -A /var/tmp/full | grep -v fill >/var/tmp/left; umount /var/tmp/full; rmdir /var/tmp/full`,
+		script: `mkdir -p /var/tmp/full; mount -t tmpfs -o size=1M tmpfs /var/tmp/full; cat /dev/zero >/var/tmp/full/fill`,
+		args:   `--template=/var/lib/machines/bad -D /var/tmp/full/made true`,
+	},
 	{name: "a loop of links for /etc", script: `mv etc etc2; ln -s etc etc`, args: `-D /var/lib/machines/bad -U true`},
 	{name: "a loop of links for /run", script: `rm -rf run; ln -s b run; ln -s run b`, args: `-D /var/lib/machines/bad true`, exit: 1, say: `run.*too many levels of symbolic links|run.*ELOOP`},
 	{name: "a loop of links for /usr", script: `rm -rf usr; ln -s usr usr`, args: `-D /var/lib/machines/bad true`, exit: 1, say: `/usr`},
