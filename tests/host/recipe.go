@@ -51,7 +51,7 @@ var osPackages = []string{
 var clientPackages = []string{"systemd-userdbd", "libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86", "openssh-server"}
 
 // enginePackages make an OS tree one that runs containers itself.
-var enginePackages = []string{"podman", "crun", "netavark", "nftables", "busybox-static"}
+var enginePackages = []string{"podman", "crun", "netavark", "nftables", "busybox-static", "docker.io", "docker-cli", "iptables"}
 
 // trim drops what no test reads, so that copies of a tree are cheap.
 const trim = `

@@ -9,7 +9,7 @@ import (
 	"machined/tests/host"
 )
 
-// TestNspawnEngine runs Podman in machines: its containers, their networks and
+// TestNspawnEngine runs Podman and Docker in machines: its containers, their networks and
 // user namespaces work as root of a user namespace with --nesting, and nothing of
 // it without.
 func TestNspawnEngine(t *testing.T) {
@@ -41,6 +41,19 @@ func TestNspawnEngine(t *testing.T) {
 			match(t, r.Stdout, tt.want)
 		})
 	}
+	// Docker has a daemon, which a machine with systemd starts.
+	h.WriteFile(t, "/etc/systemd/nspawn/engine.nspawn", "[Exec]\nNesting=yes\n", 0o644)
+	h.MustRun(t, "machinectl", "start", "engine")
+	waitRunning(t, h, "engine")
+	r := h.Try("systemd-run", "-q", "-M", "engine", "--pipe", "--wait", "sh", "-c",
+		"docker info -f '{{.Driver}} {{.CgroupVersion}}'; docker import /root/busybox.tar bb >/dev/null; docker run --rm bb ip addr; systemctl is-system-running")
+	if r.Exit != 0 {
+		t.Fatal(r)
+	}
+	match(t, r.Stdout, `^overlay2 2$`, `inet 172\.17\.`, `^running$`)
+	h.MustRun(t, "machinectl", "poweroff", "engine")
+	waitGone(t, h)
+	h.Shell(t, "rm /etc/systemd/nspawn/engine.nspawn; systemctl reset-failed")
 	for _, options := range []string{"-U", "-U --nesting=no"} {
 		if r := spawn(options, "podman run --rm --network=none --cgroups=disabled bb id"); r.Exit == 0 || strings.Contains(r.Stdout, "uid=0") {
 			t.Errorf("%s: %v", options, r)
