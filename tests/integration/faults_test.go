@@ -19,6 +19,7 @@ import (
 type faultVariant struct {
 	name, args string
 	clean      string // takes away what a start that works leaves on purpose
+	service    bool   // by machinectl start, with args after those of the template
 }
 
 var faultVariants = []faultVariant{
@@ -33,8 +34,13 @@ var faultVariants = []faultVariant{
 	{name: "interface", args: "-M bb --network-interface=fi0:in0 --network-macvlan=fm0 true",
 		// The kernel does not give virtual interfaces back when a machine is killed.
 		clean: "ip link show fi0 >/dev/null 2>&1 || { for i in $(seq 100); do ip link add fi0 type veth peer name fi1 2>/dev/null && break; sleep 0.02; done; }"},
-	{name: "journal and user", args: "-M bb --link-journal=guest -u user --set-credential=a:b --notify-ready=no id", clean: "find /var/log/journal -type l -delete"},
+	{name: "service", service: true, args: "sleep 0.1", clean: noJournals},
+	{name: "service of an image", service: true, args: "-i /var/lib/machines/img.raw --private-users=no --notify-ready=no --bind=/usr/share:/home/user sleep 0.1", clean: noJournals},
+	{name: "journal and user", args: "-M bb --link-journal=guest -u user --set-credential=a:b --notify-ready=no id", clean: noJournals},
 }
+
+// noJournals removes the links to journals of machines whose ID is another each time.
+const noJournals = "find /var/log/journal -type l -delete"
 
 // TestFaults has the calls of the spawner fail, and kills it and the daemon at
 // them, one by one: each time there is an answer, and nothing is left behind.
@@ -108,12 +114,36 @@ func (f faults) variant(t *testing.T, v faultVariant) {
 func (f faults) run(v faultVariant, number int, kind string) (exit, calls int, at, out string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	script := fmt.Sprintf("exec </dev/null; rm -f /run/faults.report; faults /run/faults.report %d %s systemd-nspawn -q --console=pipe %s >/dev/null; e=$?; cat /run/faults.report; %s\nexit $e", number, kind, v.args, v.clean)
-	r := f.h.Run(ctx, "bash", "-c", script)
+	start := fmt.Sprintf("faults /run/faults.report %d %s systemd-nspawn -q --console=pipe %s >/dev/null; e=$?", number, kind, v.args)
+	if v.service {
+		start = fmt.Sprintf(startFaultyService, number, kind, v.args)
+	}
+	r := f.h.Run(ctx, "bash", "-c", "exec </dev/null; rm -f /run/faults.report; "+start+"; cat /run/faults.report; "+v.clean+"\nexit $e")
 	count, at, _ := strings.Cut(strings.TrimSpace(r.Stdout), " ")
 	calls, _ = strconv.Atoi(count)
 	return r.Exit, calls, at, r.Stderr
 }
+
+// startFaultyService starts bb as a service that differs from the template in who
+// executes the spawner, waits for its end, and takes its exit status and words from it.
+// machinectl's own answer does not count: it has none when the daemon is killed.
+const startFaultyService = `
+d=/run/systemd/system/systemd-nspawn@bb.service.d; mkdir -p $d
+cat >$d/faults.conf <<E
+[Unit]
+StartLimitIntervalSec=0
+[Service]
+NotifyAccess=all
+WatchdogSec=0
+StandardError=truncate:/run/faults.err
+ExecStart=
+ExecStart=/usr/local/bin/faults /run/faults.report %d %s systemd-nspawn --quiet --keep-unit --link-journal=try-guest --network-veth -U --settings=override --machine=%%i %s
+E
+systemctl daemon-reload
+machinectl start bb >/dev/null 2>&1
+until [ -e /run/faults.report ] && ! systemctl -q is-active systemd-nspawn@bb && [ "$(systemctl show -P ActiveState systemd-nspawn@bb)" != deactivating ]; do sleep 0.02; done
+e=$(systemctl show -P ExecMainStatus systemd-nspawn@bb); systemctl reset-failed systemd-nspawn@bb 2>/dev/null
+rm -r $d; systemctl daemon-reload; cat /run/faults.err >&2`
 
 // judge tells what is wrong with how the spawner has ended.
 func (f faults) judge(kind, at string, exit int, out string) string {
