@@ -32,9 +32,20 @@ type Registrar interface {
 	Scope(ctx context.Context, r Registration) (made bool, err error)
 	// Unregister forgets the machine; that it is unknown is no error.
 	Unregister(ctx context.Context, name string) error
+	// AfterEnd has the service manager run a program when a unit has ended, however
+	// it ended, until forget is called. It is an error where there is no service manager.
+	AfterEnd(ctx context.Context, a AfterEnd) (forget func(), err error)
 	// StopRequests receives when the service manager wants the scope to end. It
 	// leaves the payload to us then, and kills only when its patience is over.
 	StopRequests() <-chan struct{}
+}
+
+// AfterEnd is a program to be run when a unit has ended.
+type AfterEnd struct {
+	Unit, Description string // that stands for it
+	Of                string // the unit that ends
+	Program           string
+	Args              []string // from the program's name on
 }
 
 // Streams are the caller's standard streams and its words for people.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"slices"
 	"strconv"
 	"time"
 
@@ -234,80 +233,6 @@ func stacked(l settings.Link, parent netlink.Link, pid int) netlink.LinkAttrs {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.ParentIndex, attrs.Namespace = l.Container, parent.Attrs().Index, netlink.NsPid(pid)
 	return attrs
-}
-
-// interfaces moves links of the host into the machine, and back at the end.
-func (m *machine) interfaces(host *netlink.Handle) error {
-	if len(m.opts.Interfaces) == 0 {
-		return nil
-	}
-	inside, err := netns.GetFromPid(m.c.PID)
-	if err != nil {
-		return fmt.Errorf("open network namespace of the machine: %w", err)
-	}
-	guest, err := netlink.NewHandleAt(inside, unix.NETLINK_ROUTE)
-	if err != nil {
-		_ = inside.Close()
-		return fmt.Errorf("open netlink of the machine: %w", err)
-	}
-	m.undo(func() { guest.Close(); _ = inside.Close() })
-	for _, l := range m.opts.Interfaces {
-		link, err := host.LinkByName(l.Host)
-		if err != nil {
-			return fmt.Errorf("Failed to get device %s: %w", l.Host, linkError(err))
-		}
-		index, original := link.Attrs().Index, link.Attrs().Name
-		if err := host.LinkSetNsPid(link, m.c.PID); err != nil {
-			return fmt.Errorf("move network interface %q into the machine: %w", l.Host, err)
-		}
-		m.undo(func() { giveBack(guest, index, original) })
-		moved, err := guest.LinkByIndex(index)
-		if err != nil {
-			moved, err = guest.LinkByName(original)
-		}
-		if err != nil {
-			return fmt.Errorf("find network interface %q in the machine: %w", l.Host, err)
-		}
-		if err := rename(guest, moved, l.Container); err != nil {
-			return fmt.Errorf("rename network interface %q to %q: %w", l.Host, l.Container, err)
-		}
-	}
-	return nil
-}
-
-// rename gives a link another name. Where that is one of its alternative names the
-// two change places: a link's names must differ.
-func rename(at *netlink.Handle, link netlink.Link, name string) error {
-	old := link.Attrs().Name
-	if name == old {
-		return nil
-	}
-	if !slices.Contains(link.Attrs().AltNames, name) {
-		return at.LinkSetName(link, name)
-	}
-	if err := at.LinkDelAltName(link, name); err != nil {
-		return err
-	}
-	if err := at.LinkSetName(link, name); err != nil {
-		return err
-	}
-	return at.LinkAddAltName(link, old)
-}
-
-// giveBack moves a link to our own network namespace, under its old name.
-func giveBack(guest *netlink.Handle, index int, name string) {
-	link, err := guest.LinkByIndex(index)
-	if err != nil {
-		return
-	}
-	_ = guest.LinkSetDown(link)
-	_ = rename(guest, link, name)
-	self, err := netns.Get()
-	if err != nil {
-		return
-	}
-	defer self.Close()
-	_ = guest.LinkSetNsFd(link, int(self))
 }
 
 // exposePorts leads ports of the host to whatever address the machine has.

@@ -36,7 +36,8 @@ type machine struct {
 	netif    int
 	cgroup   string // payload's, on the host
 	unit     *ownUnit
-	failed   bool // there was no payload: nothing may be left
+	failed   bool   // there was no payload: nothing may be left
+	lent     string // directory that says which interfaces of the host the machine has
 	tempDirs []string
 	// passphrase is one that has opened a partition of the image.
 	passphrase []byte
@@ -309,7 +310,11 @@ func (m *machine) setUp(ctx context.Context) error {
 		defer m.registering.Unlock()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), registerPatience)
 		defer cancel()
-		registered <- m.register(ctx)
+		err := m.register(ctx)
+		if err == nil {
+			m.watchLent(ctx)
+		}
+		registered <- err
 	}()
 	err := m.c.Chan.Wait(stage.StepMounted)
 	if err == nil {

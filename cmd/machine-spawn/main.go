@@ -65,6 +65,9 @@ func supervise() {
 }
 
 func run(args []string) (int, error) {
+	if os.Args[0] == spawn.GiveBackName && len(args) == 1 {
+		return 0, spawn.GiveBack(args[0])
+	}
 	c, err := parse(args)
 	if err != nil {
 		return 1, err

@@ -41,7 +41,7 @@ func NewExport(path string, base uint32) (*Export, error) {
 }
 
 func (e *Export) mount(base uint32) error {
-	if err := dropStale(e.path); err != nil {
+	if err := DropStale(e.path); err != nil {
 		return err
 	}
 	m, err := newFS("tmpfs", "tmpfs", nosuid|nodev|noexec|unix.MOUNT_ATTR_NOSYMFOLLOW, tmpfsOptions("0755", "4m", "64", base, true)...)
@@ -83,8 +83,9 @@ func (e *Export) open(m int) (err error) {
 	return setAttr(fd, false, unix.MountAttr{Attr_set: readonly})
 }
 
-// dropStale unmounts what lies on path, unless somebody has it locked.
-func dropStale(path string) error {
+// DropStale unmounts what lies on path, unless somebody has it locked: then a
+// machine runs that shows its sockets there, and the error is ErrExported.
+func DropStale(path string) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: path, Err: err}

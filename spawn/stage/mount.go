@@ -305,3 +305,17 @@ func Unmount(p string) error {
 	}
 	return nil
 }
+
+// HoldNamespace mounts a namespace's file on a new file, so that the namespace stays
+// when its last process is gone.
+func HoldNamespace(ns, file string) error {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_ = f.Close()
+	if err := unix.Mount(ns, file, "", unix.MS_BIND, ""); err != nil {
+		return &os.PathError{Op: "mount", Path: file, Err: err}
+	}
+	return nil
+}
