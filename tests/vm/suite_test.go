@@ -121,7 +121,7 @@ printf '[Service]\nMemoryMax=300M\nTasksMax=500\n' >/run/systemd/system/systemd-
 systemctl daemon-reload; machinectl start debian
 cg=/sys/fs/cgroup$(systemctl show -p ControlGroup --value systemd-nspawn@debian); grep . $cg/memory.max $cg/pids.max
 find $cg -name cgroup.procs | sed s,$cg,, | sort | head -n 20
-for i in $(seq 100); do systemctl -M debian is-system-running --wait 2>/dev/null | grep . && break; sleep 1; done; systemctl -M debian --failed --no-legend
+for i in $(seq 100); do systemctl -M debian is-system-running 2>/dev/null | grep -E 'running|degraded' && break; sleep 1; done; systemctl -M debian --failed --no-legend
 systemd-run -M debian --wait -P -q -- grep . /proc/self/cgroup
 free=$(cat $cg/memory.current); echo "uses $free"; machinectl status debian --no-pager | head -n 30`, 0,
 			`memory.max:314572800$`, `pids.max:500$`, `^running$`, `^/payload/`, `^/supervisor/`, `uses [1-9]`, `Unit: systemd-nspawn@debian.service`)
