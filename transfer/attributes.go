@@ -85,6 +85,37 @@ func setFileAttributes(fd int, h *tar.Header, owned, exact bool) error {
 	return nil
 }
 
+// Extended attributes that no archive may bring. What speaks to overlayfs would have it
+// read an image's clones and snapshots as layers of its own, and what is ours says
+// what we have found out about a file.
+var (
+	armedInTrees  = []string{"trusted.overlay.", "trusted.machined.", "user.machined."}
+	armedInLayers = append([]string{"user.overlay."}, armedInTrees...)
+)
+
+// disarm takes attributes with these prefixes out of a header. It returns one of them,
+// or "" when there were none.
+func disarm(h *tar.Header, prefixes []string) (name string) {
+	for key := range h.PAXRecords {
+		attribute, ok := strings.CutPrefix(key, xattrRecord)
+		if !ok {
+			if attribute, ok = strings.CutPrefix(key, libXattr); !ok {
+				continue
+			}
+			if plain, err := url.PathUnescape(attribute); err == nil {
+				attribute = plain
+			}
+		}
+		for _, prefix := range prefixes {
+			if strings.HasPrefix(attribute, prefix) {
+				delete(h.PAXRecords, key)
+				name = attribute
+			}
+		}
+	}
+	return name
+}
+
 // xattrSetter sets one extended attribute of some file.
 type xattrSetter func(name string, data []byte) error
 

@@ -23,6 +23,8 @@ type building struct {
 	f    *os.File
 	tree bool
 	sync *writeback // nil: nothing is written before the end
+	// unpacked is how many bytes it was made of: of the archive or the disk image.
+	unpacked int64
 }
 
 // begin makes a temporary directory or file that a crash leaves to be cleaned up.
@@ -158,6 +160,18 @@ func (e *engine) target(tree bool) string {
 	return filepath.Join(e.ImageRoot, e.Local+".raw")
 }
 
+// worded is an error in stock's words, which people and scripts know.
+type worded struct {
+	text string
+	err  error
+}
+
+func (w *worded) Error() string { return w.text }
+func (w *worded) Unwrap() error { return w.err }
+
+// tellRoot says where images are made.
+func (e *engine) tellRoot() { e.logf(Info, "Operating on image directory '%s'.", e.ImageRoot) }
+
 // checkFree makes sure, before any work is done, that the image may be made.
 func (e *engine) checkFree(ctx context.Context) error {
 	_, err := e.store.Get(ctx, e.Local)
@@ -167,7 +181,7 @@ func (e *engine) checkFree(ctx context.Context) error {
 	case err != nil:
 		return err
 	case !e.Force:
-		return fmt.Errorf("%w: %q", image.ErrExists, e.Local)
+		return &worded{fmt.Sprintf("Image '%s' already exists.", e.Local), image.ErrExists}
 	}
 	return nil
 }
@@ -255,26 +269,3 @@ type sourceError struct{ err error }
 
 func (s *sourceError) Error() string { return s.err.Error() }
 func (s *sourceError) Unwrap() error { return s.err }
-
-// writeWhole writes a small file so that it is seen whole or not at all.
-func writeWhole(path string, data []byte) error {
-	temp := filepath.Join(filepath.Dir(path), image.TempName(filepath.Base(path)))
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(temp, path)
-	}
-	if err != nil {
-		_ = os.Remove(temp)
-	}
-	return err
-}

@@ -66,8 +66,7 @@ func (e *engine) direct(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	e.Progress(1)
-	e.logf(Info, "Operation completed successfully.")
+	e.succeed()
 	return nil
 }
 

@@ -28,9 +28,11 @@ func (e *engine) export(ctx context.Context) error {
 	switch {
 	case e.Kind == ExportOCI && (tree || img.Type == image.TypeMStack):
 	case img.Type == image.TypeMStack:
-		return fmt.Errorf("%w: image %q is of type %s, which export-oci takes away", ErrInvalid, e.Local, img.Type)
-	case e.Kind == ExportOCI || tree != (e.Kind == ExportTar):
-		return fmt.Errorf("%w: image %q is of type %s", ErrInvalid, e.Local, img.Type)
+		return e.wrongKind(img, "a stack of layers", ExportOCI)
+	case tree && e.Kind == ExportRaw:
+		return e.wrongKind(img, "a directory tree", ExportTar)
+	case !tree && e.Kind != ExportRaw:
+		return e.wrongKind(img, "a disk image", ExportRaw)
 	}
 	src, release, err := e.open(img)
 	if err != nil {
@@ -60,8 +62,7 @@ func (e *engine) export(ctx context.Context) error {
 		if err := e.exportOCI(ctx, img, format); err != nil {
 			return fmt.Errorf("export %q: %w", e.Local, err)
 		}
-		e.Progress(1)
-		e.logf(Info, "Operation completed successfully.")
+		e.succeed()
 		return nil
 	}
 	out, err := NewWriter(e.File, format)
@@ -73,7 +74,7 @@ func (e *engine) export(ctx context.Context) error {
 		if img.Usage != image.Unknown {
 			total = img.Usage
 		}
-		err = Tar(ctx, src, out, func(n int64) { e.progress(n, int64(total)) })
+		err = Tar(ctx, src, out, e.steps(int64(total), "Exported %d%%."))
 	} else {
 		err = e.exportRaw(ctx, src, out, format)
 	}
@@ -85,15 +86,23 @@ func (e *engine) export(ctx context.Context) error {
 	}
 	// The kernel writes the file in its own time, as after tar(1) or cp(1): the image
 	// is still there, and waiting for the disk is most of what an export would take.
-	e.Progress(1)
-	e.logf(Info, "Operation completed successfully.")
+	e.succeed()
 	return nil
+}
+
+// wrongKind says which export takes an image of this kind.
+func (e *engine) wrongKind(img image.Image, what string, kind Kind) error {
+	return &worded{fmt.Sprintf("Image '%s' is %s: %s exports it, %s does not.", img.Name, what, kind, e.Kind), ErrInvalid}
 }
 
 // exported finds what is exported: an image, or what lies at a path.
 func (e *engine) exported(ctx context.Context) (image.Image, error) {
 	if e.Source == "" {
-		return e.store.Get(ctx, e.Local)
+		img, err := e.store.Get(ctx, e.Local)
+		if errors.Is(err, image.ErrNoSuchImage) {
+			err = &worded{fmt.Sprintf("Image %s not found.", e.Local), err}
+		}
+		return img, err
 	}
 	e.Local = filepath.Base(e.Source)
 	img := image.Image{Name: e.Local, Path: e.Source, Type: image.TypeRaw, Usage: image.Unknown}
@@ -196,7 +205,7 @@ func (e *engine) exportRaw(ctx context.Context, src *os.File, out io.Writer, for
 			w = holes
 		}
 	}
-	in := &counter{r: src, tell: func(n int64) { e.progress(n, size) }}
+	in := &counter{r: src, tell: e.steps(size, "Exported %d%%.")}
 	buf := make([]byte, 1<<20)
 	for {
 		if err := ctx.Err(); err != nil {

@@ -35,8 +35,20 @@ type statusError struct {
 }
 
 func (s *statusError) Error() string {
+	if strings.HasPrefix(s.url, "file:") {
+		return fmt.Sprintf("There is no file %s.", s.url)
+	}
 	return fmt.Sprintf("HTTP request to %s failed with code %d.", s.url, s.code)
 }
+
+// fetchError is a download that failed, other than by a server's word.
+type fetchError struct {
+	url string
+	err error
+}
+
+func (f *fetchError) Error() string { return "download " + f.url + ": " + f.err.Error() }
+func (f *fetchError) Unwrap() error { return f.err }
 
 var errNotModified = errors.New("not modified")
 
@@ -94,7 +106,7 @@ func (c *client) get(ctx context.Context, rawURL string, ifNone []string) (*down
 		f, err := os.Open(u.Path)
 		if err != nil {
 			if errors.Is(err, os.ErrNotExist) {
-				return nil, fmt.Errorf("%w (%w)", &statusError{rawURL, http.StatusNotFound}, err)
+				return nil, &statusError{rawURL, http.StatusNotFound}
 			}
 			return nil, err
 		}
@@ -151,10 +163,10 @@ func (d *download) open(ifNone []string) error {
 		return fail(errNotModified)
 	case d.off > 0 && resp.StatusCode == http.StatusPartialContent:
 		if start := rangeStart(resp.Header.Get("Content-Range")); start != d.off {
-			return fail(fmt.Errorf("download %s: server resumed at %d instead of %d", d.url, start, d.off))
+			return fail(&fetchError{d.url, fmt.Errorf("server resumed at %d instead of %d", start, d.off)})
 		}
 	case d.off > 0:
-		return fail(fmt.Errorf("download %s: connection broke and the server cannot resume", d.url))
+		return fail(&fetchError{d.url, errors.New("connection broke and the server cannot resume")})
 	case resp.StatusCode != http.StatusOK:
 		return fail(&statusError{d.url, resp.StatusCode})
 	default:
@@ -177,11 +189,11 @@ func (d *download) failed(err error) error {
 	var inner *url.Error
 	if errors.As(err, &inner) {
 		if inner.URL != d.url {
-			return fmt.Errorf("download %s: at %s: %w", d.url, inner.URL, inner.Err)
+			return &fetchError{d.url, fmt.Errorf("at %s: %w", inner.URL, inner.Err)}
 		}
 		err = inner.Err
 	}
-	return fmt.Errorf("download %s: %w", d.url, err)
+	return &fetchError{d.url, err}
 }
 
 // rangeStart reads the start of a Content-Range, -1 when there is none.
@@ -229,7 +241,7 @@ func (d *download) Read(b []byte) (int, error) {
 			err = fmt.Errorf("the server sent less than %d bytes a second for %v", slowest, d.c.stall)
 		}
 		if d.resumes > maxResumes || d.off == 0 {
-			return n, fmt.Errorf("download %s: broken off after %d bytes: %w", d.url, d.off, err)
+			return n, &fetchError{d.url, fmt.Errorf("broken off after %d bytes: %w", d.off, err)}
 		}
 		d.closeBody()
 		if openErr := d.open(nil); openErr != nil {
@@ -264,7 +276,7 @@ func (e *engine) fetchSmall(ctx context.Context, c *client, rawURL string) ([]by
 	}
 	defer d.closeBody()
 	if d.size > sideFileMax {
-		return nil, fmt.Errorf("%w: %s is larger than %s", ErrInvalid, rawURL, bytesText(sideFileMax))
+		return nil, &fetchError{rawURL, fmt.Errorf("larger than %s", bytesText(sideFileMax))}
 	}
 	if d.size >= 0 {
 		e.logf(Info, "Downloading %s for %s.", bytesText(d.size), rawURL)
@@ -274,9 +286,9 @@ func (e *engine) fetchSmall(ctx context.Context, c *client, rawURL string) ([]by
 		return nil, err
 	}
 	if len(data) > sideFileMax {
-		return nil, fmt.Errorf("%w: %s is larger than %s", ErrInvalid, rawURL, bytesText(sideFileMax))
+		return nil, &fetchError{rawURL, fmt.Errorf("larger than %s", bytesText(sideFileMax))}
 	}
-	e.logf(Info, "Acquired %s for %s.", bytesText(int64(len(data))), rawURL)
+	e.acquired(int64(len(data)), rawURL)
 	return data, nil
 }
 
@@ -286,7 +298,19 @@ func notFound(err error) bool {
 	return errors.As(err, &status) && (status.code == http.StatusNotFound || status.code == http.StatusGone || status.code == http.StatusForbidden)
 }
 
-// bytesText writes a size as people read it: "512B", "2.6M".
+// acquired tells that n bytes, as they are when unpacked, came from a URL.
+func (e *engine) acquired(n int64, rawURL string) {
+	e.logf(Info, "Acquired %s.", bytesText(n))
+	e.logf(Info, "Download of %s complete.", rawURL)
+}
+
+// refused says whether an error is a server's answer, whatever it is.
+func refused(err error) bool {
+	var status *statusError
+	return errors.As(err, &status)
+}
+
+// bytesText writes a size as people read it: "512B", "2.6M", "1M".
 func bytesText(n int64) string {
 	const units = "KMGTPE"
 	if n < 1024 {
@@ -296,7 +320,11 @@ func bytesText(n int64) string {
 	for value >= 1024 && i < len(units)-1 {
 		value, i = value/1024, i+1
 	}
-	return fmt.Sprintf("%.1f%c", float64(int64(value*10))/10, units[i])
+	tenths := int64(value * 10)
+	if tenths%10 == 0 {
+		return fmt.Sprintf("%d%c", tenths/10, units[i])
+	}
+	return fmt.Sprintf("%d.%d%c", tenths/10, tenths%10, units[i])
 }
 
 // spanText writes a time in whole seconds as people read it: "2min 43s".

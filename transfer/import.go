@@ -23,10 +23,11 @@ func (e *engine) importFile(ctx context.Context) error {
 	if what == "" {
 		what = e.File.Name()
 	}
-	e.logf(Info, "Importing '%s', saving as '%s'.", what, e.Local)
 	if err := e.checkFree(ctx); err != nil {
 		return err
 	}
+	e.logf(Info, "Importing '%s', saving as '%s'.", what, e.Local)
+	e.tellRoot()
 	tree := e.Kind != ImportRaw
 	b, err := e.begin(tree)
 	if err != nil {
@@ -42,6 +43,9 @@ func (e *engine) importFile(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("import %q: %w", what, err)
 	}
+	if e.Kind == ImportRaw {
+		e.logf(Info, "Wrote %s.", bytesText(b.unpacked))
+	}
 	if err := e.flush(b); err != nil {
 		return err
 	}
@@ -51,8 +55,7 @@ func (e *engine) importFile(ctx context.Context) error {
 	if err := e.finish(b, e.target(tree), e.ReadOnly); err != nil {
 		return err
 	}
-	e.Progress(1)
-	e.logf(Info, "Operation completed successfully.")
+	e.succeed()
 	return nil
 }
 
@@ -63,13 +66,18 @@ func (e *engine) source() io.Reader {
 		total = st.Size()
 		_ = unix.Fadvise(int(e.File.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
 	}
+	return &counter{r: e.File, tell: e.steps(total, "Imported %d%%.")}
+}
+
+// steps tells the progress of total bytes, every ten percent by a line, too.
+func (e *engine) steps(total int64, line string) func(n int64) {
 	told := -10
-	return &counter{r: e.File, tell: func(n int64) {
+	return func(n int64) {
 		if percent, fresh := e.progress(n, total); fresh && percent >= told+10 {
 			told = percent
-			e.logf(Info, "Imported %d%%.", percent)
+			e.logf(Info, line, percent)
 		}
-	}}
+	}
 }
 
 // unpackStream unpacks a compressed archive into a tree being built.
@@ -79,10 +87,29 @@ func (e *engine) unpackStream(ctx context.Context, r io.Reader, b *building) err
 		return streamError(err)
 	}
 	defer func() { _ = in.Close() }()
-	if err := Untar(ctx, in, b.f, e.writer(b)); err != nil {
+	count := &tally{r: in}
+	tail := &tailReader{r: count}
+	u := newUntar(b.f, tail, e.writer(b))
+	if err := u.run(ctx, tail); err != nil {
 		return err
 	}
+	b.unpacked = count.n
+	if u.disarmed != "" {
+		e.logf(Warning, "Extended attributes that an archive may not bring, as %q, are left out.", u.disarmed)
+	}
 	return liftTree(b.path)
+}
+
+// tally counts what is read through it.
+type tally struct {
+	r io.Reader
+	n int64
+}
+
+func (t *tally) Read(b []byte) (int, error) {
+	n, err := t.r.Read(b)
+	t.n += int64(n)
+	return n, err
 }
 
 // streamError tells why a stream cannot be decompressed at all.
@@ -123,6 +150,7 @@ func (e *engine) unpackRaw(ctx context.Context, r io.Reader, b *building) error 
 	if err := w.finish(); err != nil {
 		return err
 	}
+	b.unpacked = w.written()
 	if e.Direct != nil {
 		return nil // a checksum file or a partition, as it is
 	}
@@ -159,6 +187,7 @@ func (e *engine) convert(ctx context.Context, b *building) error {
 		disk.drop()
 		return err
 	}
+	disk.unpacked = b.unpacked
 	b.drop()
 	*b = *disk
 	return nil

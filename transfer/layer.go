@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net/url"
 	"os"
 	"strings"
 
@@ -55,7 +54,6 @@ func (l *layer) ignored(dir, base string) bool {
 
 // enter is told of each entry before it is made; done means that it was a whiteout.
 func (l *layer) enter(parent *os.File, base string, h *tar.Header) (done bool, err error) {
-	l.disarm(h)
 	at := int(parent.Fd())
 	switch {
 	case base == opaque:
@@ -111,25 +109,4 @@ func hideBelow(at int, name string) error {
 
 func setOpaque(dir *os.File) error {
 	return os.NewSyscallError("setxattr", unix.Setxattr(sys.FDPath(dir), overlayOpaque, []byte("y"), 0))
-}
-
-// disarm takes out of a header what would speak to overlayfs, or to us: a layer could
-// point into others by it.
-func (l *layer) disarm(h *tar.Header) {
-	for key := range h.PAXRecords {
-		name, ok := strings.CutPrefix(key, xattrRecord)
-		if !ok {
-			if name, ok = strings.CutPrefix(key, libXattr); !ok {
-				continue
-			}
-			if plain, err := url.PathUnescape(name); err == nil {
-				name = plain
-			}
-		}
-		for _, prefix := range []string{"trusted.overlay.", "user.overlay.", "trusted.machined."} {
-			if strings.HasPrefix(name, prefix) {
-				delete(h.PAXRecords, key)
-			}
-		}
-	}
 }

@@ -330,7 +330,7 @@ func (m *mktar) mark(name string, at time.Time) error {
 // strip takes out of a layer's header what is overlayfs's, or ours.
 func (m *mktar) strip(h *tar.Header) {
 	if m.layer {
-		(&layer{}).disarm(h)
+		disarm(h, armedInLayers)
 	}
 }
 

@@ -93,19 +93,19 @@ func (e *engine) pullOCI(ctx context.Context) error {
 	if e.Local == "" {
 		e.logf(Info, "Pulling '%s'.", e.Remote)
 	} else {
-		e.logf(Info, "Pulling '%s', saving as '%s'.", e.Remote, e.Local)
 		if err := e.checkFree(ctx); err != nil {
 			return err
 		}
+		e.logf(Info, "Pulling '%s', saving as '%s'.", e.Remote, e.Local)
 	}
+	e.tellRoot()
 	p := &ociPull{engine: e, held: map[string]*os.File{}}
 	err := p.run(ctx)
 	for _, f := range p.held {
 		_ = f.Close()
 	}
 	if err == nil {
-		e.Progress(1)
-		e.logf(Info, "Operation completed successfully.")
+		e.succeed()
 		return nil
 	}
 	var source *sourceError
@@ -434,13 +434,9 @@ func (p *ociPull) makeStack(ctx context.Context, img *oci.Image, names []string)
 	if ports := oci.Ports(img.Config.Config); len(ports) > 0 {
 		p.logf(Notice, "The image listens on %v. To reach that from outside, copy %s.nspawn to /etc/systemd/nspawn.", ports, p.Local)
 	}
-	if err := p.flush(b); err != nil {
-		return err
-	}
-	if err := p.makeWay(ctx); err != nil {
-		return err
-	}
-	return p.place(b, []sideFile{{suffix: ".nspawn", data: settings}, {suffix: ".oci-config", data: img.Raw}})
+	sides := sideFiles{{suffix: settingsSuffix, data: settings}, {suffix: ".oci-config", data: img.Raw}}
+	defer sides.drop()
+	return p.publish(ctx, b, filepath.Join(p.ImageRoot, p.Local+image.StackSuffix), sides)
 }
 
 // visible leaves out the layers below one that hides all of them.
@@ -456,32 +452,4 @@ func (p *ociPull) visible(names []string) ([]string, error) {
 		}
 	}
 	return names, nil
-}
-
-// place gives a finished stack its name, and writes the files beside it. Of those
-// nothing is left when that fails.
-func (p *ociPull) place(b *building, sides []sideFile) (err error) {
-	var written []string
-	defer func() {
-		if err != nil {
-			for _, path := range written {
-				_ = os.Remove(path)
-			}
-		}
-	}()
-	for _, side := range sides {
-		path := filepath.Join(p.ImageRoot, p.Local+side.suffix)
-		if _, statErr := os.Lstat(path); errors.Is(statErr, fs.ErrNotExist) {
-			written = append(written, path)
-		}
-		if err := writeWhole(path, side.data); err != nil {
-			return err
-		}
-		p.logf(Info, "Created new file %s.", path)
-	}
-	if err := p.finish(b, filepath.Join(p.ImageRoot, p.Local+image.StackSuffix), false); err != nil {
-		return err
-	}
-	p.logf(Info, "Created new local image '%s'.", p.Local)
-	return nil
 }

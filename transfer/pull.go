@@ -40,11 +40,12 @@ func (e *engine) pull(ctx context.Context) error {
 	if e.Local == "" {
 		e.logf(Info, "Pulling '%s'.", e.Remote)
 	} else {
-		e.logf(Info, "Pulling '%s', saving as '%s'.", e.Remote, e.Local)
 		if err := e.checkFree(ctx); err != nil {
 			return err
 		}
+		e.logf(Info, "Pulling '%s', saving as '%s'.", e.Remote, e.Local)
 	}
+	e.tellRoot()
 	name, err := lastPart(e.Remote)
 	if err != nil {
 		return err
@@ -108,7 +109,11 @@ func (e *engine) pull(ctx context.Context) error {
 		}
 		return e.fromDownload(ctx, hidden, tree, sides)
 	}
-	return e.publish(ctx, b, tree, sides)
+	if err := e.publish(ctx, b, e.target(tree), sides); err != nil {
+		return err
+	}
+	e.succeed()
+	return nil
 }
 
 // receive downloads into a building, and verifies what came.
@@ -142,7 +147,7 @@ func (e *engine) receive(ctx context.Context, d *download, b *building, name str
 	if err != nil {
 		return fmt.Errorf("pull %s: %w", e.Remote, err)
 	}
-	e.logf(Info, "Download of %s complete.", e.Remote)
+	e.acquired(b.unpacked, e.Remote)
 	if sums == nil {
 		return nil
 	}
@@ -167,8 +172,7 @@ func (e *engine) verifiedEnough(path string) bool {
 // fromDownload makes the local image out of a hidden download.
 func (e *engine) fromDownload(ctx context.Context, hidden string, tree bool, sides sideFiles) error {
 	if e.Local == "" {
-		e.Progress(1)
-		e.logf(Info, "Operation completed successfully.")
+		e.succeed()
 		return nil
 	}
 	src, err := os.Open(hidden)
@@ -182,7 +186,11 @@ func (e *engine) fromDownload(ctx context.Context, hidden string, tree bool, sid
 	}
 	defer b.drop()
 	_ = unix.Fremovexattr(int(b.f.Fd()), verifiedXattr)
-	return e.publish(ctx, b, tree, sides)
+	if err := e.publish(ctx, b, e.target(tree), sides); err != nil {
+		return err
+	}
+	e.succeed()
+	return nil
 }
 
 // copyOf makes a copy of a download, by sharing what the file system can share.
@@ -232,23 +240,31 @@ func (e *engine) copyOf(ctx context.Context, src *os.File, tree bool) (*building
 }
 
 // publish gives what was pulled its local name, and writes the files beside it.
-func (e *engine) publish(ctx context.Context, b *building, tree bool, sides sideFiles) error {
+func (e *engine) publish(ctx context.Context, b *building, target string, sides sideFiles) error {
 	if err := e.flush(b); err != nil {
+		return err
+	}
+	if err := e.buildSides(ctx, sides); err != nil { // while an image that this one replaces is still there
 		return err
 	}
 	if err := e.makeWay(ctx); err != nil {
 		return err
 	}
-	undo, err := e.placeSides(ctx, sides)
+	undo, err := e.placeSides(sides)
 	if err == nil {
-		err = e.finish(b, e.target(tree), e.ReadOnly)
+		// A stack of layers is read-only by having no layer for changes.
+		err = e.finish(b, target, e.ReadOnly && e.Kind != PullOCI)
 	}
 	if err != nil {
 		undo()
 		return err
 	}
 	e.logf(Info, "Created new local image '%s'.", e.Local)
+	return nil
+}
+
+// succeed tells that a transfer is done.
+func (e *engine) succeed() {
 	e.Progress(1)
 	e.logf(Info, "Operation completed successfully.")
-	return nil
 }

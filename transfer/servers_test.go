@@ -78,13 +78,6 @@ func TestBadServers(t *testing.T) {
 	}{
 		{"404", "/missing.tar.gz", nil, "failed with code 404"},
 		{"500", "/os.tar.gz", answer(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", 500) }), "failed with code 500"},
-		{"503 for the checksums", "/os.tar.gz", func(w http.ResponseWriter, r *http.Request) bool {
-			if strings.HasSuffix(r.URL.Path, ".nspawn") {
-				http.Error(w, "later", 503)
-				return true
-			}
-			return false
-		}, "failed with code 503"},
 		{"redirect loop", "/os.tar.gz", answer(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, 302) }), "redirects"},
 		{"redirect to file", "/os.tar.gz", answer(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "file:///etc/passwd", 302) }), "unsupported protocol scheme"},
 		{"longer than it says", "/os.tar.gz", answer(func(w http.ResponseWriter, _ *http.Request) {

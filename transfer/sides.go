@@ -22,7 +22,7 @@ type sideKind struct {
 }
 
 var sideKinds = []sideKind{
-	{suffix: ".nspawn", title: "Settings file"},
+	{suffix: settingsSuffix, title: "Settings file"},
 	{suffix: ".roothash", title: "Root hash file", raw: true},
 	{suffix: ".roothash.p7s", title: "Root hash signature file", raw: true},
 	{suffix: ".verity", title: "Verity integrity file", raw: true, large: true},
@@ -36,6 +36,9 @@ type sideFile struct {
 }
 
 type sideFiles []sideFile
+
+// settingsSuffix is that of the settings of systemd.nspawn(5).
+const settingsSuffix = ".nspawn"
 
 // drop removes what has not been given its name.
 func (s sideFiles) drop() {
@@ -55,15 +58,12 @@ func (e *engine) fetchSides(ctx context.Context, c *client, base string, tree bo
 		return nil, nil // it speaks of the image alone
 	}
 	for _, kind := range sideKinds {
-		if kind.raw && tree || kind.suffix == ".nspawn" && e.Class != image.ClassMachine || slices.Contains(e.NoSide, kind.suffix) {
+		if kind.raw && tree || kind.suffix == settingsSuffix && e.Class != image.ClassMachine || slices.Contains(e.NoSide, kind.suffix) {
 			continue
 		}
 		side, sum, err := e.fetchSide(ctx, c, kind, base)
-		if notFound(err) {
-			var status *statusError
-			if errors.As(err, &status) {
-				e.logf(Info, "%s", status.Error())
-			}
+		if e.dispensable(ctx, err, sums, base+kind.suffix) {
+			e.logf(Info, "%s", err.Error())
 			e.logf(Info, "%s could not be retrieved, proceeding without.", kind.title)
 			continue
 		}
@@ -84,6 +84,17 @@ func (e *engine) fetchSides(ctx context.Context, c *client, base string, tree bo
 		}
 	}
 	return sides, nil
+}
+
+// dispensable says whether err means that a file beside the image cannot be had, and
+// that the image can do without. A file that the checksums speak of is part of what
+// was published: only the server's word that it has none counts there.
+func (e *engine) dispensable(ctx context.Context, err error, sums checksums, file string) bool {
+	if _, listed := sums[file]; listed {
+		return notFound(err)
+	}
+	var fetch *fetchError
+	return refused(err) || errors.As(err, &fetch) && ctx.Err() == nil
 }
 
 // fetchSide fetches one file and its checksum.
@@ -117,7 +128,7 @@ func (e *engine) fetchSide(ctx context.Context, c *client, kind sideKind, base s
 		side.b.drop()
 		return side, sum, err
 	}
-	e.logf(Info, "Acquired %s for %s.", bytesText(n), u)
+	e.acquired(n, u)
 	return side, [sha256.Size]byte(hash.Sum(nil)), nil
 }
 
@@ -204,10 +215,25 @@ func (e *engine) buildSide(ctx context.Context, side sideFile) (*building, error
 	return b, nil
 }
 
+// buildSides writes the files beside an image to the disk, without their names.
+func (e *engine) buildSides(ctx context.Context, sides sideFiles) error {
+	for i := range sides {
+		if sides[i].b != nil {
+			continue
+		}
+		b, err := e.buildSide(ctx, sides[i])
+		if err != nil {
+			return err
+		}
+		sides[i].b = b
+	}
+	return nil
+}
+
 // placeSides gives the files beside an image their names. One that is there
 // already stays, unless the transfer is forced: it may be somebody's own settings.
 // undo takes back what was placed.
-func (e *engine) placeSides(ctx context.Context, sides sideFiles) (undo func(), err error) {
+func (e *engine) placeSides(sides sideFiles) (undo func(), err error) {
 	var placed []string
 	undo = func() {
 		for _, path := range placed {
@@ -217,18 +243,13 @@ func (e *engine) placeSides(ctx context.Context, sides sideFiles) (undo func(), 
 	for i := range sides {
 		side := &sides[i]
 		path := filepath.Join(e.ImageRoot, e.Local+side.suffix)
-		if side.b == nil {
-			if side.b, err = e.buildSide(ctx, *side); err != nil {
-				return undo, err
-			}
-		}
 		flags := uint(unix.RENAME_NOREPLACE)
 		if e.Force {
 			flags = 0
 		}
 		err := unix.Renameat2(unix.AT_FDCWD, side.b.path, unix.AT_FDCWD, path, flags)
 		if errors.Is(err, unix.EEXIST) {
-			e.logf(Warning, "%s %s already exists, not replacing.", titleOf(side.suffix), path)
+			e.logf(Warning, "%s %s already exists, not replacing.", calledOnDisk(side.suffix, true), path)
 			continue
 		}
 		if err != nil {
@@ -236,16 +257,20 @@ func (e *engine) placeSides(ctx context.Context, sides sideFiles) (undo func(), 
 		}
 		side.b.path = ""
 		placed = append(placed, path)
-		e.logf(Info, "Created new file %s.", path)
+		e.logf(Info, "Created new %s %s.", calledOnDisk(side.suffix, false), path)
 	}
 	return undo, nil
 }
 
-func titleOf(suffix string) string {
-	for _, kind := range sideKinds {
-		if kind.suffix == suffix {
-			return kind.title
-		}
+// calledOnDisk is what messages call a file beside an image that is made.
+func calledOnDisk(suffix string, first bool) string {
+	switch {
+	case suffix == settingsSuffix && first:
+		return "Settings file"
+	case suffix == settingsSuffix:
+		return "settings file"
+	case first:
+		return "File"
 	}
-	return "File"
+	return "file"
 }

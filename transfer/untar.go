@@ -146,6 +146,7 @@ type untar struct {
 	names      *nameTable
 	fill       *filler
 	layer      *layer // nil: an archive of its own
+	disarmed   string // an attribute that was left out
 }
 
 func (u *untar) forget() {
@@ -202,6 +203,16 @@ func (u *untar) makeParents(dir string) (*os.File, error) {
 	return sys.OpenIn(int(u.root.Fd()), dir, unix.O_RDONLY|unix.O_DIRECTORY)
 }
 
+func (u *untar) disarm(h *tar.Header) {
+	prefixes := armedInTrees
+	if u.layer != nil {
+		prefixes = armedInLayers
+	}
+	if name := disarm(h, prefixes); name != "" {
+		u.disarmed = name
+	}
+}
+
 func (u *untar) entry(ctx context.Context, h *tar.Header) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
@@ -219,10 +230,8 @@ func (u *untar) entry(ctx context.Context, h *tar.Header) error {
 	if u.layer != nil && u.layer.ignored(dir, base) {
 		return nil
 	}
+	u.disarm(h)
 	if base == "." {
-		if u.layer != nil {
-			u.layer.disarm(h)
-		}
 		if h.Typeflag != tar.TypeDir {
 			return fail("root", fmt.Errorf("%w: the root is not a directory", ErrArchive))
 		}

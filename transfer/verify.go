@@ -100,7 +100,7 @@ func (e *engine) fetchChecksums(ctx context.Context, c *client, name string) (ch
 			used = file
 			break
 		}
-		if !notFound(err) {
+		if !refused(err) {
 			return nil, err
 		}
 	}
@@ -136,7 +136,7 @@ func (e *engine) fetchSignature(ctx context.Context, c *client, name string, sig
 			return err
 		}
 		signature, err := e.fetchSmall(ctx, c, u)
-		if notFound(err) {
+		if refused(err) {
 			continue
 		}
 		if err != nil {

@@ -183,7 +183,8 @@ func worker() int {
 	case err == nil:
 		return 0
 	case ctx.Err() != nil:
-		return fail(errors.New("Transfer canceled."))
+		tell(event{Priority: transfer.Notice, Line: "Transfer aborted."})
+		return 1
 	}
 	return fail(err)
 }

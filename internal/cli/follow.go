@@ -103,8 +103,10 @@ func (p *progress) take(signal *godbus.Signal, id uint32, object godbus.ObjectPa
 	return "", false
 }
 
-// log prints a line of a syslog priority; quiet leaves warnings and worse.
+// log prints a line of a syslog priority; quiet leaves warnings and worse. Stock's
+// service tells the facility, too.
 func (p *progress) log(priority uint32, line string) {
+	priority &= 7
 	if p.quiet && priority > 4 {
 		return
 	}

@@ -199,10 +199,9 @@ func (t *Transfers) pull(ctx context.Context, what, url, local string) error {
 	}
 	given := local != ""
 	if !given {
-		last, _, _ := strings.Cut(rest, "?")
-		last, _, _ = strings.Cut(last, "#")
-		if last = path.Base(strings.TrimRight(last, "/")); last == "" || last == "." || last == "/" {
-			return Failf("Failed to get final component of URL: Invalid argument")
+		last := lastPart(rest)
+		if last == "" {
+			return Because("Failed to get final component of URL", unix.EADDRNOTAVAIL)
 		}
 		local = imageName(what, last)
 	}
@@ -227,6 +226,17 @@ func (t *Transfers) pull(ctx context.Context, what, url, local string) error {
 		}
 		return bus.Call(ctx, Importd, method, []any{url, local, verify, t.Force}, id, object)
 	})
+}
+
+// lastPart is the file name in what follows the scheme of a URL; "" where it has none.
+func lastPart(rest string) string {
+	rest, _, _ = strings.Cut(rest, "?")
+	rest, _, _ = strings.Cut(rest, "#")
+	_, inside, _ := strings.Cut(rest, "/") // after the host
+	if inside = strings.TrimRight(inside, "/"); inside == "" {
+		return ""
+	}
+	return path.Base(inside)
 }
 
 func title(what string) string {
@@ -332,7 +342,7 @@ func (t *Transfers) cancel(ctx context.Context, args []string) error {
 	}
 	for _, arg := range args {
 		id, err := strconv.ParseUint(arg, 10, 32)
-		if err != nil || id == 0 {
+		if err != nil {
 			return Failf("Failed to parse transfer id: %s", arg)
 		}
 		if err := t.bus.Call(ctx, Importd, "CancelTransfer", []any{uint32(id)}); err != nil {

@@ -227,7 +227,7 @@ machinectl pull-oci here.example/app filed; test -d /var/lib/machines/filed.msta
 			refused("no such image", "pull-oci", "127.0.0.1:5000/team/none:1")
 			h.Shell(t, "cp -a /srv/oci/layout /srv/oci/broken; for b in /srv/oci/broken/blobs/sha256/*; do printf x >>$b; done")
 			refused("bad OCI image: manifest has", "pull-oci", "oci:/srv/oci/broken", "broken")
-			refused("image exists already", "pull-oci", "127.0.0.1:5000/team/app:1")
+			refused("Image 'app' already exists.", "pull-oci", "127.0.0.1:5000/team/app:1")
 			refused("OCI reference UPPER is invalid", "pull-oci", "UPPER", "x")
 			refused("no such file", "pull-oci", "/srv/oci/absent.tar")
 			if after := h.Shell(t, "ls -A /var/lib/machines"); after != list {
