@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"machined/internal/sys"
 )
 
 // notifier speaks sd_notify(3) to the service manager that started us.
@@ -79,33 +81,12 @@ func (m *machine) payloadNotify(f *os.File, leader int) {
 			if err != nil {
 				return
 			}
-			if pid := senderOf(oob[:oobn]); pid != leader || flags&unix.MSG_TRUNC != 0 {
+			if pid := sys.Sender(oob[:oobn]); pid != leader || flags&unix.MSG_TRUNC != 0 {
 				continue
 			}
 			m.forward(string(buf[:n]))
 		}
 	}()
-}
-
-// senderOf returns the process that sent a message, and closes descriptors that
-// came with it.
-func senderOf(oob []byte) int {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return 0
-	}
-	pid := 0
-	for i := range messages {
-		if cred, err := unix.ParseUnixCredentials(&messages[i]); err == nil {
-			pid = int(cred.Pid)
-		}
-		if fds, err := unix.ParseUnixRights(&messages[i]); err == nil {
-			for _, fd := range fds {
-				_ = unix.Close(fd)
-			}
-		}
-	}
-	return pid
 }
 
 func (m *machine) forward(message string) {

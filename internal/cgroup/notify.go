@@ -77,7 +77,7 @@ func (n *notifySocket) run(f func(int, map[string]string)) {
 			}
 			return
 		}
-		pid := senderOf(oob[:oobn])
+		pid := sys.Sender(oob[:oobn])
 		if pid <= 0 || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 			continue
 		}
@@ -145,26 +145,6 @@ func parseFields(message []byte) map[string]string {
 
 func isTemporary(err error) bool {
 	return errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOBUFS)
-}
-
-// senderOf reads the credentials and closes every descriptor that came along.
-func senderOf(oob []byte) int {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return 0
-	}
-	pid := 0
-	for i := range messages {
-		if fds, err := unix.ParseUnixRights(&messages[i]); err == nil {
-			for _, fd := range fds {
-				_ = unix.Close(fd)
-			}
-		}
-		if cred, err := unix.ParseUnixCredentials(&messages[i]); err == nil {
-			pid = int(cred.Pid)
-		}
-	}
-	return pid
 }
 
 // unitOfSender accepts processes of the supervisor's part of a unit only: the

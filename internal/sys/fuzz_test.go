@@ -3,6 +3,8 @@ package sys
 import (
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // FuzzProcFiles: what /proc tells of a process, whose name, cgroup and IDs are
@@ -21,6 +23,25 @@ func FuzzProcFiles(f *testing.F) {
 		}
 		if path, err := parseCgroup(string(data), 1); err == nil && strings.Contains(path, "\n") {
 			t.Errorf("cgroup: %q", path)
+		}
+	})
+}
+
+// FuzzSender: what came beside a datagram. Control messages that hold
+// descriptors are left out: they would be closed, and are not ours.
+func FuzzSender(f *testing.F) {
+	f.Add([]byte{28, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+	f.Add([]byte{16, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, oob []byte) {
+		messages, err := unix.ParseSocketControlMessage(oob)
+		for _, m := range messages {
+			if m.Header.Type == unix.SCM_RIGHTS {
+				t.Skip()
+			}
+		}
+		pid := Sender(oob)
+		if err != nil && pid != 0 {
+			t.Errorf("%d sent what can't be read: %v", pid, err)
 		}
 	})
 }
