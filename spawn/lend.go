@@ -1,7 +1,6 @@
 package spawn
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -113,7 +112,9 @@ func (m *machine) noteLent(links []lentLink) (string, error) {
 		return "", err
 	}
 	m.undo(func() {
-		giveBackFrom(dir)
+		if err := giveBackFrom(dir); err != nil {
+			m.warn("%v; ignoring, it is tried again later", err)
+		}
 		_ = lock.Close()
 	})
 	var text strings.Builder
@@ -174,6 +175,7 @@ func giveBackAll(parent, machine string) error {
 	if err != nil {
 		return err
 	}
+	var failed error
 	for _, e := range entries {
 		dir := filepath.Join(parent, e.Name())
 		name, _, ok := strings.Cut(e.Name(), "+")
@@ -184,34 +186,60 @@ func giveBackAll(parent, machine string) error {
 		if err != nil {
 			continue // its supervisor lives
 		}
-		giveBackFrom(dir)
+		failed = errors.Join(failed, giveBackFrom(dir))
 		_ = lock.Close()
 	}
-	return nil
+	return failed
 }
 
-// giveBackFrom gives back what one run was lent, and lets the namespaces go.
-func giveBackFrom(dir string) {
+// giveBackFrom gives back what one run was lent, and lets the namespaces go. What
+// fails is left for the next who tries.
+func giveBackFrom(dir string) error {
 	there, home := filepath.Join(dir, lentThere), filepath.Join(dir, lentHome)
-	if guest, inside, err := handleAt(there); err == nil {
-		if to, err := netns.GetFromPath(home); err == nil {
-			if f, err := os.Open(filepath.Join(dir, lentLinks)); err == nil {
-				for lines := bufio.NewScanner(f); lines.Scan(); {
-					if l, err := parseLent(lines.Text()); err == nil {
-						l.giveBack(guest, to)
-					}
-				}
-				_ = f.Close()
-			}
-			_ = to.Close()
+	if isNamespace(there) && isNamespace(home) { // else nothing was moved yet
+		if err := giveBackLinks(there, home, filepath.Join(dir, lentLinks)); err != nil {
+			return err
 		}
-		guest.Close()
-		_ = inside.Close()
 	}
 	for _, p := range []string{there, home} {
-		_ = stage.Unmount(p)
+		if err := stage.Unmount(p); err != nil {
+			return err
+		}
 	}
-	_ = os.RemoveAll(dir)
+	return os.RemoveAll(dir)
+}
+
+func giveBackLinks(there, home, list string) error {
+	guest, inside, err := handleAt(there)
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	defer guest.Close()
+	to, err := netns.GetFromPath(home)
+	if err != nil {
+		return fmt.Errorf("open network namespace %s: %w", home, err)
+	}
+	defer to.Close()
+	text, err := os.ReadFile(list)
+	if err != nil {
+		return err
+	}
+	var failed error
+	for line := range strings.Lines(string(text)) {
+		l, err := parseLent(line)
+		if err == nil {
+			err = l.giveBack(guest, to)
+		}
+		failed = errors.Join(failed, err)
+	}
+	return failed
+}
+
+// isNamespace tells a namespace's file from the empty one that it is mounted on.
+func isNamespace(path string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(path, &fs) == nil && int64(fs.Type) == unix.NSFS_MAGIC
 }
 
 // handleAt talks to the kernel about the links of a network namespace.
@@ -241,17 +269,25 @@ func (l lentLink) find(guest *netlink.Handle) (netlink.Link, error) {
 
 // giveBack moves a link to where it came from, under its old name, or another where
 // that is taken now: under a name that nobody knows it is still worth more than not at all.
-func (l lentLink) giveBack(guest *netlink.Handle, home netns.NsHandle) {
+func (l lentLink) giveBack(guest *netlink.Handle, home netns.NsHandle) error {
 	link, err := l.find(guest)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil // was not moved yet, or the machine has removed it
+	}
+	if err == nil {
+		_ = guest.LinkSetDown(link)
+		_ = rename(guest, link, l.name)
+		err = guest.LinkSetNsFd(link, int(home))
+	}
+	if errors.Is(err, unix.EEXIST) {
+		if err = guest.LinkSetName(link, "dev"+strconv.Itoa(l.index)); err == nil {
+			err = guest.LinkSetNsFd(link, int(home))
+		}
+	}
 	if err != nil {
-		return
+		return fmt.Errorf("Failed to give back network interface %s: %w", l.name, err)
 	}
-	_ = guest.LinkSetDown(link)
-	_ = rename(guest, link, l.name)
-	err = guest.LinkSetNsFd(link, int(home))
-	if errors.Is(err, unix.EEXIST) && guest.LinkSetName(link, "dev"+strconv.Itoa(l.index)) == nil {
-		_ = guest.LinkSetNsFd(link, int(home))
-	}
+	return nil
 }
 
 // rename gives a link another name. Where that is one of its alternative names the

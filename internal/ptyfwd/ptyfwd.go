@@ -53,6 +53,11 @@ type Options struct {
 	// KeepLastLine leaves an unfinished last line alone. Otherwise a newline
 	// follows it, when anything was written.
 	KeepLastLine bool
+	// Terminals are those that an earlier Forwarder, which was detached, has left in
+	// raw mode; nil: none.
+	Terminals []Terminal
+	// LastByte is the last byte of output of that Forwarder.
+	LastByte byte
 	// OnHotkey is called, on the goroutine of Run, for each reboot or poweroff
 	// hotkey. Nil turns those two off; Ctrl-] three times always disconnects.
 	OnHotkey func(Hotkey)
@@ -67,6 +72,9 @@ type Result struct {
 	// StdinEOF is set when the end of stdin ended it, StdoutClosed when nobody
 	// reads stdout any more.
 	StdinEOF, StdoutClosed bool
+	// Detached is set after Detach. Terminals are what the next Forwarder needs then.
+	Detached  bool
+	Terminals []Terminal
 	// LastByte is the last byte of output, 0 if there was none; a newline that
 	// was added does not count.
 	LastByte byte
@@ -80,8 +88,10 @@ type Forwarder struct {
 	stdout int
 
 	ignoreVHangup atomic.Bool
-	wakeFD        int // eventfd
-	epollFD       int // the master, edge triggered
+	detach        atomic.Bool
+	moved         atomic.Uint64 // how often something was passed on
+	wakeFD        int           // eventfd
+	epollFD       int           // the master, edge triggered
 
 	scan   scanner
 	result Result
@@ -92,6 +102,7 @@ type Forwarder struct {
 	stdinDone, stdoutDone          bool
 	gotOutput                      bool
 	undo                           []func()
+	terminals                      []Terminal
 
 	closeOnce sync.Once
 }
@@ -118,6 +129,7 @@ func New(master *os.File, opts Options) (*Forwarder, error) {
 	}
 	f := &Forwarder{opts: opts, wakeFD: -1, epollFD: -1, masterReadable: true, masterWritable: true}
 	f.ignoreVHangup.Store(opts.IgnoreVHangup)
+	f.terminals, f.result.LastByte = opts.Terminals, opts.LastByte
 	f.scan.verbs = opts.OnHotkey != nil
 	f.master, f.stdin, f.stdout = int(master.Fd()), int(opts.Stdin.Fd()), int(opts.Stdout.Fd())
 	if err := unix.SetNonblock(f.master, true); err != nil {
@@ -147,6 +159,30 @@ func New(master *os.File, opts Options) (*Forwarder, error) {
 func (f *Forwarder) SetIgnoreVHangup(on bool) {
 	f.ignoreVHangup.Store(on)
 	f.wake()
+}
+
+// Moved tells how often something was passed on: it is the same number as long as
+// nobody types and the machine writes nothing. Safe for concurrent use.
+func (f *Forwarder) Moved() uint64 { return f.moved.Load() }
+
+// Detach asks Run to end as soon as nothing is left to be passed on, and to leave
+// terminals in raw mode, so that another Forwarder can go on, in this process or in what
+// it executes. With false the wish is taken back, if Run has not followed it by then.
+func (f *Forwarder) Detach(on bool) {
+	f.detach.Store(on)
+	f.wake()
+}
+
+// Watch are the descriptors on which what is to be passed on shows, for who waits
+// between two Forwarders: the first is readable when the machine has written, or has let
+// go of the PTY; the person's input, -1 when it is not read; and the output, whose
+// errors count. The first is closed by Run. Only between New and Run.
+func (f *Forwarder) Watch() (machine, stdin, stdout int) {
+	stdin = f.stdin
+	if f.opts.ReadOnly || f.stdinDone {
+		stdin = -1
+	}
+	return f.epollFD, stdin, f.stdout
 }
 
 // Close frees what New allocated. Run does it by itself.
@@ -211,6 +247,10 @@ func (f *Forwarder) Run(ctx context.Context) (Result, error) {
 		}
 		if f.ended() {
 			return f.finish()
+		}
+		if f.detach.Load() && len(f.in) == 0 && len(f.out) == 0 && !f.stdinDone {
+			f.result.Detached, f.result.Terminals, f.terminals = true, f.terminals, nil
+			return f.result, nil
 		}
 		if err := f.wait(); err != nil {
 			return f.result, err
@@ -278,6 +318,7 @@ func (f *Forwarder) readMaster() (int, error) {
 	case err == nil && n > 0:
 		f.masterHangup = false
 		f.gotOutput = true
+		f.moved.Add(1)
 		f.out = append(f.out, buf[:n]...)
 		return n, nil
 	case errors.Is(err, unix.EINTR):
@@ -347,6 +388,7 @@ func (f *Forwarder) readStdin() error {
 	case err != nil:
 		return fmt.Errorf("forward pty: read input: %w", os.NewSyscallError("read", err))
 	}
+	f.moved.Add(1)
 	for b := buf[:n]; len(b) > 0; {
 		key, used := f.scan.scan(b, time.Now())
 		switch key {

@@ -4,15 +4,35 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
+// Terminal is a terminal in raw mode, and how it was before.
+type Terminal struct {
+	FD     int
+	Before []byte // struct termios
+}
+
+// enter notes a terminal whose mode is about to change.
+func (f *Forwarder) enter(fd int, before *unix.Termios) {
+	f.terminals = append(f.terminals, Terminal{fd, append([]byte(nil), unsafe.Slice((*byte)(unsafe.Pointer(before)), unsafe.Sizeof(*before))...)})
+}
+
+func (t Terminal) restore() {
+	var before unix.Termios
+	if len(t.Before) == int(unsafe.Sizeof(before)) {
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&before)), unsafe.Sizeof(before)), t.Before)
+		_ = unix.IoctlSetTermios(t.FD, unix.TCSETS, &before)
+	}
+}
+
 // prepare puts the person's terminal into raw mode and makes writing to stdout
 // non-blocking.
 func (f *Forwarder) prepare() error {
-	if !f.opts.ReadOnly {
+	if !f.opts.ReadOnly && len(f.terminals) == 0 {
 		if err := f.rawMode(); err != nil {
 			return err
 		}
@@ -59,7 +79,7 @@ func (f *Forwarder) rawMode() error {
 			return fmt.Errorf("forward pty: raw mode of input: %w", err)
 		}
 		fd := f.stdin
-		f.undo = append(f.undo, func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, old) })
+		f.enter(fd, old)
 		if !same {
 			raw := *old
 			if now, err := unix.IoctlGetTermios(fd, unix.TCGETS); err == nil {
@@ -79,13 +99,16 @@ func (f *Forwarder) rawMode() error {
 		if err := unix.IoctlSetTermios(f.stdout, unix.TCSETS, &raw); err != nil {
 			return fmt.Errorf("forward pty: raw mode of output: %w", os.NewSyscallError("TCSETS", err))
 		}
-		fd := f.stdout
-		f.undo = append(f.undo, func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, old) })
+		f.enter(f.stdout, old)
 	}
 	return nil
 }
 
 func (f *Forwarder) restore() {
+	for i := len(f.terminals) - 1; i >= 0; i-- {
+		f.terminals[i].restore()
+	}
+	f.terminals = nil
 	for i := len(f.undo) - 1; i >= 0; i-- {
 		f.undo[i]()
 	}
