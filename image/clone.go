@@ -124,10 +124,15 @@ func settled(dst *os.File) func(fd int) {
 }
 
 // MakeTree makes an empty directory in an open directory for the tree of an
-// image: a subvolume where the file system has them.
+// image: a subvolume where the file system has them, which counts against the limit
+// of the pool from its start.
 func MakeTree(dir *os.File, name string) error {
 	if btrfs.IsBtrfs(dir) {
 		if err := btrfs.Create(dir, name); err == nil {
+			if made, err := os.Open(filepath.Join(dir.Name(), name)); err == nil {
+				_ = btrfs.Account(made, dir) // without quota there is nothing to count
+				_ = made.Close()
+			}
 			return nil
 		}
 	}

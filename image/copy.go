@@ -163,7 +163,7 @@ func (c *copied) finish() error {
 	}
 	if c.subvolume {
 		// Without quota there is nothing to count, and no limit to carry over.
-		if btrfs.AccountSubtree(c.f) == nil && c.limit != Unknown {
+		if accountIn(c.f, filepath.Dir(c.path)) == nil && c.limit != Unknown {
 			if err := btrfs.SetLimit(c.f, c.limit); err != nil {
 				return quotaError(err)
 			}

@@ -75,6 +75,24 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 	return s.remove(img)
 }
 
+// Removable says whether Remove would begin its work on an image now: ErrBusy while
+// something uses it, ErrReadOnly where it is part of the host.
+func (s *Store) Removable(ctx context.Context, name string) error {
+	img, err := s.Get(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := changeable(img); err != nil {
+		return fmt.Errorf("remove: %w", err)
+	}
+	lock, err := s.lockImage(img, true)
+	if err != nil {
+		return fmt.Errorf("remove: %w", err)
+	}
+	lock.Close()
+	return nil
+}
+
 func (s *Store) remove(img Image) error {
 	if err := changeable(img); err != nil {
 		return fmt.Errorf("remove: %w", err)
@@ -353,13 +371,23 @@ func (s *Store) SetLimit(ctx context.Context, name string, limit uint64) error {
 	}
 	defer func() { _ = dir.Close() }()
 	// Where the limit has been reached already no group can be made; there is one then.
-	if err := btrfs.AccountSubtree(dir); err != nil && !errors.Is(err, unix.EDQUOT) {
+	if err := accountIn(dir, filepath.Dir(img.Path)); err != nil && !errors.Is(err, unix.EDQUOT) {
 		return fail(quotaError(err))
 	}
 	if err := btrfs.SetLimit(dir, limit); err != nil {
 		return fail(quotaError(err))
 	}
 	return nil
+}
+
+// accountIn has a subvolume counted as a part of the directory that it lies in.
+func accountIn(dir *os.File, parent string) error {
+	pool, err := os.Open(parent)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = pool.Close() }()
+	return btrfs.Account(dir, pool)
 }
 
 // quotaError tells that a limit cannot be kept because quota is off.

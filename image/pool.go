@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"machined/internal/btrfs"
+
+	"golang.org/x/sys/unix"
 )
 
 // CleanMode says which images Clean removes.
@@ -55,7 +57,8 @@ func (s *Store) poolQuota() btrfs.Limits {
 // be a subvolume of btrfs; quota is turned on where it is off.
 func (s *Store) SetPoolLimit(_ context.Context, limit uint64) error {
 	fail := func(err error) error { return fmt.Errorf("set limit of pool %q: %w", s.cfg.PoolDir, err) }
-	if err := s.SetupPool(); err != nil {
+	// Where the limit has been reached nothing can be made; all is set up then.
+	if err := s.SetupPool(); err != nil && !errors.Is(err, unix.EDQUOT) {
 		return fail(err)
 	}
 	dir, err := os.Open(s.cfg.PoolDir)

@@ -29,6 +29,15 @@ type building struct {
 
 // begin makes a temporary directory or file that a crash leaves to be cleaned up.
 func (e *engine) begin(tree bool) (*building, error) {
+	b, err := e.makeTemp(tree)
+	var path *os.PathError
+	if errors.As(err, &path) { // its name says nothing to anybody
+		err = &os.PathError{Op: "make image in", Path: e.ImageRoot, Err: path.Err}
+	}
+	return b, err
+}
+
+func (e *engine) makeTemp(tree bool) (*building, error) {
 	if err := os.MkdirAll(e.ImageRoot, 0o700); err != nil {
 		return nil, err
 	}
@@ -108,6 +117,9 @@ func (e *engine) finish(b *building, path string, readOnly bool) error {
 	err := unix.Renameat2(unix.AT_FDCWD, b.path, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
 	if err != nil {
 		if errors.Is(err, unix.EEXIST) {
+			if path == e.target(b.tree) {
+				return e.exists()
+			}
 			return fmt.Errorf("%w: %q", image.ErrExists, path)
 		}
 		return &os.LinkError{Op: "rename", Old: b.path, New: path, Err: err}
@@ -174,16 +186,32 @@ func (e *engine) tellRoot() { e.logf(Info, "Operating on image directory '%s'.",
 
 // checkFree makes sure, before any work is done, that the image may be made.
 func (e *engine) checkFree(ctx context.Context) error {
+	if e.Force {
+		return e.replacing(e.store.Removable(ctx, e.Local))
+	}
 	_, err := e.store.Get(ctx, e.Local)
+	if errors.Is(err, image.ErrNoSuchImage) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return e.exists()
+}
+
+func (e *engine) exists() error {
+	return &worded{fmt.Sprintf("Image '%s' already exists.", e.Local), image.ErrExists}
+}
+
+// replacing is what removing the image that a forced transfer replaces came to.
+func (e *engine) replacing(err error) error {
 	switch {
 	case errors.Is(err, image.ErrNoSuchImage):
 		return nil
-	case err != nil:
-		return err
-	case !e.Force:
-		return &worded{fmt.Sprintf("Image '%s' already exists.", e.Local), image.ErrExists}
+	case errors.Is(err, image.ErrBusy):
+		return &worded{fmt.Sprintf("Image '%s' is currently busy, not replacing.", e.Local), err}
 	}
-	return nil
+	return err
 }
 
 // makeWay removes the image that a forced transfer replaces.
@@ -191,11 +219,7 @@ func (e *engine) makeWay(ctx context.Context) error {
 	if !e.Force {
 		return nil
 	}
-	err := e.store.Remove(ctx, e.Local)
-	if errors.Is(err, image.ErrNoSuchImage) {
-		return nil
-	}
-	return err
+	return e.replacing(e.store.Remove(ctx, e.Local))
 }
 
 // liftTree moves an OS tree that an archive wraps in one directory up to the root.

@@ -209,6 +209,7 @@ func (e *engine) copyOf(ctx context.Context, src *os.File, tree bool) (*building
 		}
 		if err = btrfs.SnapshotTree(src, root, b.name, false); err == nil {
 			if b.f, err = os.Open(b.path); err == nil {
+				_ = btrfs.Account(b.f, root) // without quota there is nothing to count
 				err = image.HoldTemp(b.f)
 			}
 			release()

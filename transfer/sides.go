@@ -63,7 +63,7 @@ func (e *engine) fetchSides(ctx context.Context, c *client, base string, tree bo
 		}
 		side, sum, err := e.fetchSide(ctx, c, kind, base)
 		if e.dispensable(ctx, err, sums, base+kind.suffix) {
-			e.logf(Info, "%s", err.Error())
+			e.logf(Notice, "%s", err.Error())
 			e.logf(Info, "%s could not be retrieved, proceeding without.", kind.title)
 			continue
 		}

@@ -3,6 +3,7 @@ package transfer
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -10,6 +11,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"machined/image"
+	"machined/internal/pathlock"
 
 	"golang.org/x/sys/unix"
 )
@@ -151,5 +155,34 @@ func TestArmedAttributes(t *testing.T) {
 		if _, err := unix.Getxattr(filepath.Join(root, path), "trusted.overlay.metacopy", nil); err == nil {
 			t.Errorf("%s has trusted.overlay.metacopy", path)
 		}
+	}
+}
+
+// TestForcedOverOneInUse: an image in use is not replaced, and nothing is fetched for that.
+func TestForcedOverOneInUse(t *testing.T) {
+	needRoot(t)
+	data := gzipped(t, archive(t, &tar.Header{Typeflag: tar.TypeReg, Name: "etc/new"}))
+	asked := 0
+	base := serve(t, map[string][]byte{"/os.tar.gz": data}, func(http.ResponseWriter, *http.Request) bool { asked++; return false })
+	root := t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(root, "os/etc"), 0o755))
+	req := request(t, PullTar, root, "os")
+	req.Remote, req.Force = base+"/os.tar.gz", true
+	locks := pathlock.Default
+	locks.Dir = req.LockDir
+	lock, err := locks.Image(filepath.Join(root, "os"), true)
+	must(t, err)
+	err = Run(context.Background(), req)
+	lock.Close()
+	if !errors.Is(err, image.ErrBusy) || err.Error() != "Image 'os' is currently busy, not replacing." || asked > 0 {
+		t.Errorf("pull = %v after %d requests", err, asked)
+	}
+	must(t, Run(context.Background(), req))
+	if _, err := os.Stat(filepath.Join(root, "os/etc/new")); err != nil {
+		t.Error(err)
+	}
+	req.Force = false
+	if err := Run(context.Background(), req); !errors.Is(err, image.ErrExists) || err.Error() != "Image 'os' already exists." {
+		t.Errorf("pull of one that is there = %v", err)
 	}
 }

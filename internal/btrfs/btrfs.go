@@ -17,18 +17,20 @@ const (
 	// rootInode is the inode number of each subvolume's root directory.
 	rootInode = 256
 
-	iocSnapDestroy    = 0x5000940f
-	iocSubvolCreateV2 = 0x50009418
-	iocSnapCreateV2   = 0x50009417
-	iocSubvolGetFlags = 0x80089419
-	iocSubvolSetFlags = 0x4008941a
-	iocQuotaCtl       = 0xc0109428
-	iocQgroupAssign   = 0x40189429
-	iocQgroupCreate   = 0x4010942a
-	iocQgroupLimit    = 0x8030942b
-	iocTreeSearch     = 0xd0009411
-	iocGetSubvolInfo  = 0x81f8943c
-	iocDefragDefault  = 0x50009402
+	iocSnapDestroy     = 0x5000940f
+	iocSubvolCreateV2  = 0x50009418
+	iocSnapCreateV2    = 0x50009417
+	iocSubvolGetFlags  = 0x80089419
+	iocSubvolSetFlags  = 0x4008941a
+	iocQuotaCtl        = 0xc0109428
+	iocQgroupAssign    = 0x40189429
+	iocQgroupCreate    = 0x4010942a
+	iocQgroupLimit     = 0x8030942b
+	iocQuotaRescan     = 0x4040942c
+	iocQuotaRescanWait = 0x942e
+	iocTreeSearch      = 0xd0009411
+	iocGetSubvolInfo   = 0x81f8943c
+	iocDefragDefault   = 0x50009402
 
 	subvolReadOnly = 1 << 1 // BTRFS_SUBVOL_RDONLY
 	nameMaxV2      = 4039   // BTRFS_SUBVOL_NAME_MAX
@@ -51,15 +53,21 @@ type volArgsV2 struct {
 }
 
 func ioctl(f *os.File, name string, request uintptr, arg unsafe.Pointer) error {
+	_, err := ioctlValue(f, name, request, arg)
+	return err
+}
+
+// ioctlValue is ioctl where success has a value.
+func ioctlValue(f *os.File, name string, request uintptr, arg unsafe.Pointer) (uintptr, error) {
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(arg))
+		value, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(arg))
 		switch errno {
 		case 0:
-			return nil
+			return value, nil
 		case unix.EINTR:
 			continue
 		}
-		return os.NewSyscallError("ioctl "+name, errno)
+		return 0, os.NewSyscallError("ioctl "+name, errno)
 	}
 }
 

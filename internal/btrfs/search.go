@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -162,17 +163,11 @@ func parents(dir *os.File, group uint64) ([]uint64, error) {
 // subtreeGroup finds the group that accounts for a subvolume with all that is
 // nested in it: one with the subvolume's own id at a level above 0, else level 0.
 func subtreeGroup(dir *os.File, id uint64) (uint64, error) {
-	up, err := parents(dir, id)
+	groups, err := ownGroups(dir, id)
 	if err != nil {
 		return 0, err
 	}
-	best := id
-	for _, group := range up {
-		if group&(1<<qgroupLevelBits-1) == id && group > best {
-			best = group
-		}
-	}
-	return best, nil
+	return slices.Max(groups), nil
 }
 
 // Child is a subvolume nested directly in another.

@@ -122,6 +122,7 @@ func DestroyTree(dir *os.File, name string) error {
 		return err
 	}
 	info, _ := Info(root)
+	groups, _ := ownGroups(root, info.ID)
 	err = each(root, func(_ string, holder *os.File, child string) error { return DestroyTree(holder, child) })
 	if err != nil {
 		return err
@@ -129,63 +130,9 @@ func DestroyTree(dir *os.File, name string) error {
 	if err := destroyOne(dir, name); err != nil {
 		return err
 	}
-	// The quota group of a subvolume outlives it; nobody misses it when quota is off.
-	_ = qgroup(dir, false, info.ID)
-	return nil
-}
-
-// EnableQuota turns quota on for the file system of dir.
-func EnableQuota(dir *os.File) error {
-	args := struct{ cmd, status uint64 }{cmd: 1} // BTRFS_QUOTA_CTL_ENABLE
-	return ioctl(dir, "BTRFS_IOC_QUOTA_CTL", iocQuotaCtl, unsafe.Pointer(&args))
-}
-
-func qgroup(dir *os.File, create bool, id uint64) error {
-	args := struct{ create, id uint64 }{id: id}
-	if create {
-		args.create = 1
-	}
-	return ioctl(dir, "BTRFS_IOC_QGROUP_CREATE", iocQgroupCreate, unsafe.Pointer(&args))
-}
-
-func assign(dir *os.File, child, parent uint64) error {
-	args := struct{ assign, src, dst uint64 }{1, child, parent}
-	return ioctl(dir, "BTRFS_IOC_QGROUP_ASSIGN", iocQgroupAssign, unsafe.Pointer(&args))
-}
-
-// subtreeLevel is the quota group level at which a whole subtree is counted.
-const subtreeLevel = uint64(255)
-
-// AccountSubtree gives a subvolume a quota group that counts what will be nested
-// in it too. It is harmless when there is one; it returns ENODATA or ENOTCONN
-// when quota is off.
-func AccountSubtree(dir *os.File) error {
-	info, err := Info(dir)
-	if err != nil {
-		return err
-	}
-	group := subtreeLevel<<qgroupLevelBits | info.ID
-	if err := qgroup(dir, true, group); err != nil && !errors.Is(err, unix.EEXIST) {
-		return err
-	}
-	if err := assign(dir, info.ID, group); err != nil && !errors.Is(err, unix.EEXIST) {
-		return err
+	// The quota groups of a subvolume outlive it; nobody misses them when quota is off.
+	for _, group := range groups {
+		_ = qgroup(dir, false, group)
 	}
 	return nil
-}
-
-// SetLimit bounds what a subvolume may refer to, in bytes; ^uint64(0) lifts the limit.
-func SetLimit(dir *os.File, limit uint64) error {
-	info, err := Info(dir)
-	if err != nil {
-		return err
-	}
-	group, err := subtreeGroup(dir, info.ID)
-	if err != nil {
-		return err
-	}
-	args := struct{ group, flags, maxReferenced, maxExclusive, reservedReferenced, reservedExclusive uint64 }{
-		group: group, flags: 1, maxReferenced: limit, // BTRFS_QGROUP_LIMIT_MAX_RFER
-	}
-	return ioctl(dir, "BTRFS_IOC_QGROUP_LIMIT", iocQgroupLimit, unsafe.Pointer(&args))
 }

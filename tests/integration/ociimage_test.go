@@ -199,7 +199,7 @@ test -d app.mstack/rw/data/var/lib/fresh; test ! -e app.mstack/rw/data/gone`)
 				h.Shell(t, "cmp /var/lib/machines/"+name+".nspawn /var/lib/machines/app.nspawn; machinectl remove "+name)
 			}
 			refused("is not empty", "export-oci", "app", "/srv/oci/out")
-			refused("type mstack, which export-oci takes away", "export-tar", "app", "/srv/oci/x.tar")
+			refused("is a stack of layers: export-oci exports it", "export-tar", "app", "/srv/oci/x.tar")
 			// A tree is one layer that boots.
 			h.BusyboxTree(t, "tree")
 			h.MustRun(t, "machinectl", "export-oci", "tree", "/srv/oci/tree.tar")

@@ -81,12 +81,12 @@ const description = `# What all services of systemd offer.
 interface io.systemd.service
 
 # Does nothing, but shows that the service answers.
-method Ping()
+method Ping() -> ()
 
 # Sets the log level, 0 (emergencies) to 7 (debugging).
 method SetLogLevel(
 	level: int
-)
+) -> ()
 
 # Returns the environment block of the service.
 method GetEnvironment() -> (
