@@ -39,7 +39,9 @@ func (m *machine) makePlan() error {
 	p.NoNewPrivs, p.Nesting = o.NoNewPrivs, o.Nesting
 	p.CapBounding, p.CapAmbient = o.Bounding(), o.CapAmbient
 	p.OOMScore, p.Affinity = o.OOMScore, o.CPUs
-	p.Propagate = filepath.Join(PropagateDir, o.Machine)
+	if o.Register {
+		p.Propagate = filepath.Join(PropagateDir, o.Machine)
+	}
 	p.ListenFDs = len(m.io.Inherit)
 	p.CredsOpen = o.NoNewPrivs && o.User != "" && o.User != "root" && o.User != "0" && !o.Boot() && !o.PID2()
 	for _, id := range o.credOrder {
@@ -104,6 +106,9 @@ func (m *machine) planSeccomp() error {
 	case o.Nesting:
 		profile.Absent = strings.Fields(absentCalls)
 	}
+	if !o.Userns() && !slices.Contains(o.SyscallAllow, remapCall) {
+		profile.Deny = append(slices.Clone(profile.Deny), remapCall)
+	}
 	filter, err := seccomp.Compile(profile)
 	if err != nil {
 		return fmt.Errorf("compile system call filter: %w", err)
@@ -111,6 +116,11 @@ func (m *machine) planSeccomp() error {
 	m.plan.Seccomp = append(m.plan.Seccomp, filterBytes(filter))
 	return nil
 }
+
+// remapCall (since 6.15) gives a copy of a mount other owners. Root of a machine
+// without a user namespace could get behind /run/host/incoming by that. Programs
+// have to do without it on older kernels, too.
+const remapCall = "open_tree_attr"
 
 // filterBytes is a filter as the kernel reads it, to cross an exec.
 func filterBytes(filter []unix.SockFilter) []byte {

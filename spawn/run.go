@@ -429,13 +429,22 @@ func (m *machine) identity() {
 // hostDirs makes the directory through which mounts are handed in.
 func (m *machine) hostDirs() error {
 	dir := m.plan.Propagate
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+	if dir == "" { // machined is not told: nobody will hand anything in
+		return nil
+	}
+	parent := filepath.Dir(dir)
+	if err := errors.Join(os.MkdirAll(parent, 0o700), os.Chmod(parent, 0o700)); err != nil {
 		return err
 	}
+	// In the machine it is nobody's, so that anybody has to be let through. On the
+	// host the directory above lets nobody.
 	if err := os.Mkdir(dir, 0o600); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
 	m.undo(func() { _ = os.Remove(dir) })
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return err
+	}
 	return nil
 }
 

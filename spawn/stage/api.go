@@ -330,16 +330,56 @@ func (o *outer) tunnel() error {
 			return err
 		}
 	}
-	if o.plan.Propagate == "" {
-		return nil
-	}
 	if err := o.root.mkdir(incomingDir, 0o600); err != nil {
 		return err
 	}
-	if err := bindHostFile(o.root, o.plan.Propagate, incomingDir); err != nil {
+	target, err := o.root.open(incomingDir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	src := target // where the host hands nothing in, it looks the same
+	if o.plan.Propagate != "" {
+		src, err = unix.Open(o.plan.Propagate, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &os.PathError{Op: "open", Path: o.plan.Propagate, Err: err}
+		}
+		defer unix.Close(src)
+	}
+	mount, err := cloneTree(src, false)
+	if err != nil {
 		return fmt.Errorf("bind %s: %w", o.plan.Propagate, err)
 	}
-	return o.attrs(incomingDir, unix.MountAttr{Attr_set: readonly})
+	defer unix.Close(mount)
+	if err := setAttr(mount, false, unix.MountAttr{Attr_set: readonly}); err != nil {
+		return fmt.Errorf("set mount attributes of %s: %w", incomingDir, err)
+	}
+	if o.plan.Propagate != "" && o.plan.Userns == nil {
+		if err := disown(mount); err != nil {
+			return err
+		}
+	}
+	return attach(mount, target)
+}
+
+// nobody is the user and group that own nothing.
+const nobody = 65534
+
+// disown makes the files of a detached mount nobody's, whom not even the host's root
+// can stand in for there: root of a machine without a user namespace can make the
+// mount writable, and still not write. File systems that map no owners (tmpfs before
+// 6.3) stay as they are.
+func disown(mount int) error {
+	fd, err := usernsFD([]Mapping{{nobody, nobody, 1}})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	err = setAttr(mount, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(fd)})
+	if err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("take the owner off incoming mounts: %w", err)
+	}
+	return nil
 }
 
 func (o *outer) notifySocket() error {

@@ -156,7 +156,7 @@ func (in *inner) propagation() error {
 	// What the host hands in goes no further.
 	fd, err := in.root.open(incomingDir, unix.O_PATH, 0)
 	if err != nil {
-		return nil // without registration there is none
+		return nil // a settings file or image of the user's may have hidden it
 	}
 	defer unix.Close(fd)
 	if err := setAttr(fd, false, unix.MountAttr{Propagation: unix.MS_SLAVE}); err != nil {

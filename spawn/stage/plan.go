@@ -38,7 +38,7 @@ type Plan struct {
 	Credentials []Credential
 	CredsOpen   bool // 0555/0444: the payload is not root and can't raise itself
 	Devices     []string
-	Propagate   string // host directory behind /run/host/incoming; "" none
+	Propagate   string // host directory behind /run/host/incoming; "" none, as for a machine that machined does not know
 	OSRelease   string // host's file
 	Manager     string // value of container=
 	BindUsers   []BindUser

@@ -39,7 +39,7 @@ var incidental = []struct {
 	{regexp.MustCompile(`(?m)^/(\.#proc-\S*|host/\S*).* /proc/(kmsg|sys/kernel/random/boot_id) .*\n`), ""},
 	{regexp.MustCompile(`(?m)^\S+ /run/host/os-release .*\n`), ""},
 	{regexp.MustCompile(`(?m)^/mtrr /proc/mtrr .*\n`), ""},
-	{regexp.MustCompile(`(?m)^(.* /run/host/incoming) .*`), "$1"},
+	{regexp.MustCompile(`(?m)^\S+ (/run/host/incoming) .*`), "$1"},
 	{regexp.MustCompile(`(?m)^\S*/inaccessible/(\S+ /home ro),.*`), "$1"},
 	// Signals 32 and 33 are glibc's own: its programs can't take back that their caller ignored them.
 	{regexp.MustCompile(`(?m)^(SigIgn:\s+0{7})[01][08](0{7})$`), "${1}00$2"},

@@ -70,7 +70,7 @@ var waysOut = []wayOut{
 	{name: "inner-users", what: "do the mounts above as root of a user namespace of its own"},
 	{name: "inner-users-keyring", what: "get at keys from there"},
 	{name: "host-sockets", what: "connect to sockets of the host's services"},
-	{name: "host-files", what: "write to the host's files behind `/run/host`, after a remount, too", ours: rootIsRoot, stock: rootIsRoot, try: siege.hostFiles},
+	{name: "host-files", what: "write to the host's files behind `/run/host`, after a remount, too", stock: rootIsRoot, try: siege.hostFiles},
 	{name: "program-again", what: "have the spawner executed once more in the machine (`#!/proc/self/exe`) with a loader of the image's, and write to it (CVE-2019-5736)", try: siege.programAgain},
 	{name: "terminal", what: "put input into the host's terminal by TIOCSTI or TIOCLINUX, which `--console=pipe` hands over", stock: "through", try: siege.terminal},
 	{name: "links", what: "links in the image in the place of `/dev`, `/proc`, `/sys`, `/run`, `/tmp`, `/etc`, `/var`, of files in these, and of mounts' destinations", try: siege.links},
@@ -306,7 +306,7 @@ func (s siege) notify(t *testing.T) string {
 func (s siege) hostFiles(t *testing.T) string {
 	list := `sha256sum /etc/os-release; find /run/systemd/nspawn /run/systemd/machines -name 'escape*'; rm -rf /run/systemd/nspawn/*/*/escape*`
 	before := s.h.Shell(t, "cp -L /etc/os-release /var/tmp/os-release; "+list)
-	r := s.run(`-M hf --pipe sh -c 'for d in /run/host /run/host/os-release /run/host/incoming; do mount -o remount,bind,rw $d; done; echo >>/run/host/os-release; mkdir /run/host/incoming/escape; sleep 0; echo tried'`)
+	r := s.run(`--register=yes -M hf --pipe sh -c 'for d in /run/host /run/host/os-release /run/host/incoming; do mount -o remount,bind,rw $d; done; echo >>/run/host/os-release; mkdir /run/host/incoming/escape; sleep 0; echo tried'`)
 	if !strings.Contains(r.Stdout, "tried") {
 		t.Fatal(r)
 	}
