@@ -223,7 +223,7 @@ func (e *engine) makeWay(ctx context.Context) error {
 }
 
 // liftTree moves an OS tree that an archive wraps in one directory up to the root.
-func liftTree(root string) error {
+func (e *engine) liftTree(root string) error {
 	if isOS(root) {
 		return nil
 	}
@@ -235,6 +235,7 @@ func liftTree(root string) error {
 	if !isOS(inner) {
 		return nil
 	}
+	e.logf(Info, "Rearranging '%s', moving OS tree one directory up.", entries[0].Name())
 	// Out of the way first: the tree may hold an entry of the same name.
 	temp := filepath.Join(root, image.TempName("tree"))
 	if err := os.Rename(inner, temp); err != nil {

@@ -52,11 +52,9 @@ func (e *engine) export(ctx context.Context) error {
 		}
 	}
 	e.logf(Info, "Exporting '%s', saving to '%s' with compression '%s'.", img.Path, what, format)
-	if st, err := e.File.Stat(); err == nil && st.Mode().IsRegular() {
-		if _, err := e.File.Seek(0, io.SeekCurrent); err == nil {
-			_ = e.File.Truncate(0)
-			_, _ = e.File.Seek(0, io.SeekStart)
-		}
+	whole := wholeFile(e.File)
+	if whole { // of an older file nothing stays behind what is written
+		_ = e.File.Truncate(0)
 	}
 	if e.Kind == ExportOCI {
 		if err := e.exportOCI(ctx, img, format); err != nil {
@@ -76,7 +74,7 @@ func (e *engine) export(ctx context.Context) error {
 		}
 		err = Tar(ctx, src, out, e.steps(int64(total), "Exported %d%%."))
 	} else {
-		err = e.exportRaw(ctx, src, out, format)
+		err = e.exportRaw(ctx, src, out, whole && format == Uncompressed)
 	}
 	if closeErr := out.Close(); err == nil {
 		err = closeErr
@@ -189,7 +187,23 @@ func snapshotOf(src *os.File, path string, kind image.Type) (snapshot *os.File, 
 	return nil, nil
 }
 
-func (e *engine) exportRaw(ctx context.Context, src *os.File, out io.Writer, format Format) error {
+// wholeFile says whether what is written to an open file becomes all of it: not what
+// a shell's >> appends, nor what follows something in it.
+func wholeFile(f *os.File) bool {
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() {
+		return false
+	}
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	if err != nil || flags&unix.O_APPEND != 0 {
+		return false
+	}
+	at, err := f.Seek(0, io.SeekCurrent)
+	return err == nil && at == 0
+}
+
+// exportRaw writes a disk image, with holes in a file that is sparse.
+func (e *engine) exportRaw(ctx context.Context, src *os.File, out io.Writer, sparse bool) error {
 	size, err := src.Seek(0, io.SeekEnd) // of a block device too
 	if err == nil {
 		_, err = src.Seek(0, io.SeekStart)
@@ -199,11 +213,9 @@ func (e *engine) exportRaw(ctx context.Context, src *os.File, out io.Writer, for
 	}
 	w := out
 	var holes *sparseWriter
-	if st, err := e.File.Stat(); format == Uncompressed && err == nil && st.Mode().IsRegular() {
-		if flags, err := unix.FcntlInt(e.File.Fd(), unix.F_GETFL, 0); err == nil && flags&unix.O_APPEND == 0 {
-			holes = &sparseWriter{f: e.File}
-			w = holes
-		}
+	if sparse {
+		holes = &sparseWriter{f: e.File}
+		w = holes
 	}
 	in := &counter{r: src, tell: e.steps(size, "Exported %d%%.")}
 	buf := make([]byte, 1<<20)

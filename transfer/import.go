@@ -97,7 +97,7 @@ func (e *engine) unpackStream(ctx context.Context, r io.Reader, b *building) err
 	if u.disarmed != "" {
 		e.logf(Warning, "Extended attributes that an archive may not bring, as %q, are left out.", u.disarmed)
 	}
-	return liftTree(b.path)
+	return e.liftTree(b.path)
 }
 
 // tally counts what is read through it.
@@ -117,6 +117,9 @@ func streamError(err error) error {
 	var source *sourceError
 	if errors.As(err, &source) {
 		return source
+	}
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: it holds nothing", ErrArchive)
 	}
 	return fmt.Errorf("%w: %w", ErrArchive, err)
 }
