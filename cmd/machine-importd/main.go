@@ -108,6 +108,9 @@ func serve(log *logrus.Logger, idle time.Duration) error {
 	// Idle or asked to end: both are good ends.
 	idled := srv.WaitIdle(running, idle) == nil
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+	if !idled {
+		srv.Close() // while clients still know by our name who tells them of the ends
+	}
 	if lost.Err() == nil {
 		_ = srv.ReleaseName(context.WithoutCancel(ctx))
 	}

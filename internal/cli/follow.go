@@ -40,6 +40,10 @@ func (t *Transfers) follow(ctx context.Context, start func(bus *Bus, id *uint32,
 	if err := start(t.bus, &id, &object); err != nil {
 		return Because("Failed to transfer image", err)
 	}
+	owner, err := t.watchService(ctx)
+	if err != nil {
+		return err
+	}
 	view := newProgress(t.Terminal, t.Quiet)
 	view.size.Store(t.size)
 	defer view.close()
@@ -56,6 +60,9 @@ func (t *Transfers) follow(ctx context.Context, start func(bus *Bus, id *uint32,
 			if !ok {
 				return Failf("Lost the connection to the bus; the transfer may go on in the background.")
 			}
+			if leaves(signal, owner) {
+				return errServiceGone
+			}
 			result, ended := view.take(signal, id, object)
 			if !ended {
 				continue
@@ -66,6 +73,36 @@ func (t *Transfers) follow(ctx context.Context, start func(bus *Bus, id *uint32,
 			return nil
 		}
 	}
+}
+
+const busInterface = "org.freedesktop.DBus"
+
+// errServiceGone is told where nobody can tell any more how a transfer ends.
+var errServiceGone = Failf("The transfer service has ended before the transfer was done.")
+
+// watchService has the end of the service that does the transfer come as a signal,
+// too: it then tells no end of the transfer. owner is its name on the bus.
+func (t *Transfers) watchService(ctx context.Context) (owner string, err error) {
+	bus := t.bus.Conn.BusObject()
+	if err := bus.CallWithContext(ctx, busInterface+".GetNameOwner", 0, Importd.Service).Store(&owner); err != nil {
+		return "", errServiceGone
+	}
+	err = t.bus.Conn.AddMatchSignalContext(ctx, godbus.WithMatchSender(busInterface), godbus.WithMatchInterface(busInterface),
+		godbus.WithMatchMember("NameOwnerChanged"), godbus.WithMatchArg(0, owner))
+	if err != nil {
+		return "", Because("Failed to watch transfers", err)
+	}
+	there := false
+	if err := bus.CallWithContext(ctx, busInterface+".NameHasOwner", 0, owner).Store(&there); err != nil || !there {
+		return "", errServiceGone
+	}
+	return owner, nil
+}
+
+// leaves says whether a signal tells that the one with the unique name owner is gone.
+func leaves(signal *godbus.Signal, owner string) bool {
+	var name, old, now string
+	return signal.Name == busInterface+".NameOwnerChanged" && godbus.Store(signal.Body, &name, &old, &now) == nil && name == owner && now == ""
 }
 
 // progress shows one transfer: its log as lines, and a bar below them on a
