@@ -3,7 +3,7 @@
 # Without arguments it is about what tests and benchmarks need.
 set -euo pipefail
 need=("$@")
-[ $# -gt 0 ] || need=(ca-certificates debootstrap dbus-daemon busybox-static gcc libc6-dev make iproute2 nftables
+[ $# -gt 0 ] || need=(ca-certificates debootstrap dbus-daemon busybox-static gcc libc6-dev libsystemd-dev make iproute2 nftables
 	util-linux gzip xz-utils bzip2 zstd btrfs-progs xfsprogs e2fsprogs dosfstools squashfs-tools musl-tools
 	erofs-utils fdisk gpg cryptsetup-bin openssl libarchive-tools qemu-utils valgrind mandoc shellcheck)
 if ! command -v dpkg-query >/dev/null; then

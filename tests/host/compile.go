@@ -8,7 +8,7 @@ import (
 )
 
 // Compile makes a program of a C source of the test's and puts it into the host.
-// flags are further ones for the compiler.
+// flags are further ones for the compiler, libraries among them.
 func (h *Host) Compile(t testing.TB, source, to string, flags ...string) {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "program")
@@ -16,7 +16,7 @@ func (h *Host) Compile(t testing.TB, source, to string, flags ...string) {
 	if cc == "" {
 		cc = "cc"
 	}
-	if out, err := exec.Command(cc, append(flags, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, source)...).CombinedOutput(); err != nil {
+	if out, err := exec.Command(cc, append([]string{"-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, source}, flags...)...).CombinedOutput(); err != nil {
 		t.Fatalf("compile %s: %v\n%s", source, err, out)
 	}
 	h.CopyIn(t, program, to)
