@@ -20,8 +20,9 @@ const FirstID = 65536
 // NoGroup is the group that all named users are in.
 const NoGroup = 65534
 
-// invalidID is (uid_t) -1, which no one can have.
-const invalidID = ^uint32(0)
+// ValidID says whether an id can be anybody's. -1 is no one's, and what it was
+// when ids had 16 bits isn't either (systemd.io/UIDS-GIDS).
+func ValidID(id uint32) bool { return id != 1<<32-1 && id != 1<<16-1 }
 
 // ErrNotFound says that no machine maps the id, or that there is no such name.
 var ErrNotFound = errors.New("no such mapped user or group")
@@ -59,7 +60,7 @@ type Directory struct {
 
 // ByID returns the entry of a host id.
 func (d *Directory) ByID(kind Kind, id uint32) (Entry, error) {
-	if id < FirstID || id == invalidID {
+	if id < FirstID || !ValidID(id) {
 		return Entry{}, ErrNotFound
 	}
 	m, inner, err := d.ToMachine(kind, id)
@@ -88,7 +89,7 @@ func (d *Directory) ByName(kind Kind, name string) (Entry, error) {
 
 // FromMachine translates an id of the machine to the host's.
 func (d *Directory) FromMachine(m registry.Machine, kind Kind, inner uint32) (uint32, error) {
-	if inner == invalidID {
+	if !ValidID(inner) {
 		return 0, ErrNotFound
 	}
 	ids, err := d.read(m.Leader, kind)
@@ -113,7 +114,7 @@ func (d *Directory) ToMachine(kind Kind, id uint32) (registry.Machine, uint32, e
 		if err != nil {
 			continue // it has just ended
 		}
-		if inner, ok := ids.Inner(id); ok {
+		if inner, ok := ids.Inner(id); ok && ValidID(inner) {
 			return m, inner, nil
 		}
 	}
@@ -181,7 +182,7 @@ func ParseName(kind Kind, name string) (machine string, inner uint32, ok bool) {
 	}
 	number := rest[dash+1:]
 	n, err := strconv.ParseUint(number, 10, 32)
-	if err != nil || strconv.FormatUint(n, 10) != number || uint32(n) == invalidID {
+	if err != nil || strconv.FormatUint(n, 10) != number || !ValidID(uint32(n)) {
 		return "", 0, false
 	}
 	return rest[:dash], uint32(n), true

@@ -49,7 +49,8 @@ func TestByIDAndName(t *testing.T) {
 	}{
 		{524288, "vu-deb-0"},
 		{524288 + 1000, "vu-deb-1000"},
-		{524288 + 65535, "vu-deb-65535"},
+		{524288 + 65534, "vu-deb-65534"},
+		{524288 + 65535, ""}, // no one's
 		{524288 + 65536, ""},
 		{800000, "vu-two-part-5000"},
 		{701000, ""},
@@ -81,7 +82,7 @@ func TestByIDAndName(t *testing.T) {
 func TestByNameRefuses(t *testing.T) {
 	d := directory()
 	for _, name := range []string{"", "vu-", "vu-deb", "vu-deb-", "vu--0", "vg-deb-0", "vu-deb-00", "vu-deb-+1",
-		"vu-deb-65536", "vu-nope-0", "vu-qemu-0", "vu-.host-0", "vu-plain-70", "vu-deb-4294967295", "vu-deb-99999999999"} {
+		"vu-deb-65535", "vu-deb-65536", "vu-nope-0", "vu-qemu-0", "vu-.host-0", "vu-plain-70", "vu-deb-4294967295", "vu-deb-99999999999"} {
 		if e, err := d.ByName(User, name); !errors.Is(err, ErrNotFound) {
 			t.Errorf("name %q: got %+v, %v; want not found", name, e, err)
 		}

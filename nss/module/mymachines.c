@@ -334,7 +334,7 @@ static enum nss_status fill_passwd(const struct ask_reply *reply, struct passwd 
         pwd->pw_gid = ask_u32(reply->records + 4);
         if ((pwd->pw_name = put_text(&s, reply->name, reply->name_len)) == NULL ||
             (pwd->pw_gecos = put_text(&s, reply->comment, reply->comment_len)) == NULL ||
-            (pwd->pw_passwd = put_text(&s, "!*", 2)) == NULL ||
+            (pwd->pw_passwd = put_text(&s, "x", 1)) == NULL ||
             (pwd->pw_dir = put_text(&s, "/", 1)) == NULL ||
             (pwd->pw_shell = put_text(&s, "/usr/sbin/nologin", strlen("/usr/sbin/nologin"))) == NULL)
                 return too_small(errnop, NULL);
@@ -351,7 +351,7 @@ static enum nss_status fill_group(const struct ask_reply *reply, struct group *g
         grp->gr_gid = ask_u32(reply->records);
         grp->gr_mem = members;
         if ((grp->gr_name = put_text(&s, reply->name, reply->name_len)) == NULL ||
-            (grp->gr_passwd = put_text(&s, "!*", 2)) == NULL)
+            (grp->gr_passwd = put_text(&s, "x", 1)) == NULL)
                 return too_small(errnop, NULL);
         return NSS_STATUS_SUCCESS;
 }

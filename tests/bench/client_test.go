@@ -32,6 +32,8 @@ func benchClient() {
 	switch words[0] {
 	case "time":
 		err = runTimer()
+	case "mix":
+		err = runMix(words[1:])
 	case "CreateMachine", "RegisterMachine":
 		err = runMaker(words[0], words[1:])
 	default:
@@ -73,6 +75,37 @@ func runClient(words []string) error {
 		}
 	}
 	return printTimes(took)
+}
+
+// runMix asks, until it is killed, what clients ask of the machines of some leaders
+// and of their owners: lists, single machines, properties, addresses, releases. Errors
+// are answers, too.
+func runMix(leaders []string) error {
+	c, err := dialRaw()
+	if err != nil {
+		return err
+	}
+	const dest, path, manager, machine = "org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager", "org.freedesktop.machine1.Machine"
+	const properties = "org.freedesktop.DBus.Properties"
+	var frames [][]byte
+	for _, leader := range leaders {
+		name := "m" + leader
+		object := path + "/machine/" + name
+		frames = append(frames,
+			encodeCall(dest, path, manager, "GetMachine", name),
+			encodeCall(dest, object, properties, "Get", machine, "Leader"),
+			encodeCall(dest, path, manager, "GetMachineAddresses", name),
+			encodeCall(dest, object, properties, "GetAll", machine),
+			encodeCall(dest, path, manager, "GetMachineOSRelease", name),
+			encodeCall(dest, path, manager, "ListMachines"),
+			encodeCall(dest, path, manager, "GetMachineUIDShift", name),
+		)
+	}
+	for i := 0; ; i++ {
+		if _, err := c.timed(frames[i%len(frames)]); err != nil && !errors.Is(err, errReply) {
+			return err
+		}
+	}
 }
 
 // runMaker makes a machine of each leader. Registered ones are taken back at once:
@@ -215,6 +248,9 @@ func (c *rawClient) hello() error {
 	return err
 }
 
+// errReply is a call's answer that is an error.
+var errReply = errors.New("an error came back")
+
 // call sends a frame and waits for its reply, past signals.
 func (c *rawClient) call(frame []byte, serial uint32) error {
 	if err := c.write(frame); err != nil {
@@ -236,7 +272,7 @@ func (c *rawClient) call(frame []byte, serial uint32) error {
 			c.have = copy(c.in, c.in[size:c.have])
 			switch {
 			case ours && kind == 3:
-				return errors.New("an error came back")
+				return errReply
 			case ours:
 				return nil
 			}

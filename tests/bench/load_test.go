@@ -40,9 +40,21 @@ func installClient(tb testing.TB, h *host.Host) {
 // sorted.
 func clients(tb testing.TB, h *host.Host, n int, spec string) []time.Duration {
 	tb.Helper()
+	return clientTimes(tb, h, fmt.Sprintf(`i=0; while [ $i -lt %d ]; do BENCH_CLIENT=%q `+clientPath+` >/tmp/bench.$i & i=$((i+1)); done; wait; cat /tmp/bench.*; rm /tmp/bench.*`, n, spec))
+}
+
+// besideOthers runs a client while n others of another kind never pause.
+func besideOthers(tb testing.TB, h *host.Host, n int, others, spec string) []time.Duration {
+	tb.Helper()
+	return clientTimes(tb, h, fmt.Sprintf(`i=0; while [ $i -lt %d ]; do BENCH_CLIENT=%q `+clientPath+` & pids="$pids $!"; i=$((i+1)); done
+sleep 0.5; BENCH_CLIENT=%q `+clientPath+`; kill $pids`, n, others, spec))
+}
+
+func clientTimes(tb testing.TB, h *host.Host, script string) []time.Duration {
+	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	r := h.Run(ctx, "sh", "-c", fmt.Sprintf(`i=0; while [ $i -lt %d ]; do BENCH_CLIENT=%q `+clientPath+` >/tmp/bench.$i & i=$((i+1)); done; wait; cat /tmp/bench.*; rm /tmp/bench.*`, n, spec))
+	r := h.Run(ctx, "sh", "-c", script)
 	if r.Exit != 0 || r.Stderr != "" {
 		tb.Fatal(r)
 	}
@@ -59,10 +71,10 @@ func clients(tb testing.TB, h *host.Host, n int, spec string) []time.Duration {
 }
 
 // createMachines makes n machines, each with a process of its own, and returns
-// the leaders.
+// the leaders. The first have networks of their own.
 func createMachines(tb testing.TB, h *host.Host, conn *godbus.Conn, n int) []string {
 	tb.Helper()
-	p := h.Start(tb, "sh", "-c", fmt.Sprintf("for i in $(seq %d); do sleep 1000000 & echo pid $!; done; echo all; wait", n))
+	p := h.Start(tb, "sh", "-c", fmt.Sprintf("for i in $(seq %d); do own=; [ $i -gt 20 ] || own='unshare -n'; $own sleep 1000000 & echo pid $!; done; echo all; wait", n))
 	pids := strings.Fields(strings.ReplaceAll(p.Expect(tb, "all"), "pid ", ""))
 	calls := make(chan *godbus.Call, n)
 	for _, pid := range pids {
@@ -84,7 +96,8 @@ func createMachines(tb testing.TB, h *host.Host, conn *godbus.Conn, n int) []str
 
 // BenchmarkLoad measures the daemon with many machines beside stock's, in turns.
 // The list is a ListMachines call, and machinectl list a whole command; the look-up
-// is the 99th percentile of eight clients that never pause.
+// is the 99th percentile of eight clients that never pause, or of one beside eight that
+// ask all kinds of things.
 func BenchmarkLoad(b *testing.B) {
 	const turns = 5
 	for _, machines := range []int{100, 1000} {
@@ -92,7 +105,8 @@ func BenchmarkLoad(b *testing.B) {
 		conn := h.Bus(b)
 		pids := createMachines(b, h, conn, machines)
 		list, lookup := fmt.Sprintf("list %d machines", machines), fmt.Sprintf("look-up p99, %d", machines)
-		times := map[string]map[host.Impl][]float64{list: {}, lookup: {}}
+		beside := fmt.Sprintf("look-up p99 beside others, %d", machines)
+		times := map[string]map[host.Impl][]float64{list: {}, lookup: {}, beside: {}}
 		memory := map[host.Impl][]float64{}
 		for range turns {
 			for _, impl := range []host.Impl{host.Stock, host.Ours} {
@@ -108,6 +122,9 @@ func BenchmarkLoad(b *testing.B) {
 				t = clients(b, h, 8, "GetMachineByPID 1500 "+strings.Join(pids[:50], " "))
 				b.Logf("%s: look-up p50 %v p99 %v; CPU of the daemon per call %.1f µs", impl, t[len(t)/2], t[len(t)*99/100], (cpuTicks(b, h)-before)*1e4/float64(len(t)))
 				times[lookup][impl] = append(times[lookup][impl], float64(t[len(t)*99/100].Nanoseconds())/1e3)
+				t = besideOthers(b, h, 8, "mix "+strings.Join(pids[:50], " "), "GetMachineByPID 300 "+strings.Join(pids[:50], " "))
+				b.Logf("%s: look-up beside others p50 %v p99 %v", impl, t[len(t)/2], t[len(t)*99/100])
+				times[beside][impl] = append(times[beside][impl], float64(t[len(t)*99/100].Nanoseconds())/1e3)
 				memory[impl] = append(memory[impl], rss(b, h))
 			}
 		}

@@ -24,13 +24,10 @@ var (
 	groupIDs = idKind{mapped.Group, "group", "Group", "GID", machine1.ErrorNoSuchGroupMapping}
 )
 
-// noID is the ID that means none (setresuid(2)).
-const noID = ^uint32(0)
-
 func (s *Server) mapFrom(k idKind) machineOp {
 	return func(_ context.Context, c *dbus.Call, m registry.Machine) ([]any, error) {
 		id := c.Uint32(0)
-		if id == noID {
+		if !mapped.ValidID(id) {
 			return nil, invalid("Invalid %s ID %d", k.name, id)
 		}
 		if m.Class != registry.ClassContainer {
@@ -50,7 +47,7 @@ func (s *Server) mapFrom(k idKind) machineOp {
 func (s *Server) mapTo(k idKind) dbus.Handler {
 	return func(_ context.Context, c *dbus.Call, _ any) ([]any, error) {
 		id := c.Uint32(0)
-		if id == noID {
+		if !mapped.ValidID(id) {
 			return nil, invalid("Invalid %s ID %d", k.name, id)
 		}
 		if id < mapped.FirstID {
