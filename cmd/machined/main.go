@@ -55,7 +55,9 @@ func main() {
 	}
 	// The daemon is idle nearly always; what it needs is little memory.
 	debug.SetGCPercent(50)
-	runtime.GOMAXPROCS(max(2, min(runtime.GOMAXPROCS(0), 4)))
+	// More than two processors may have, so that the bus's reader need not wait
+	// for the collector or a handler to give one up: the kernel wakes it at once.
+	runtime.GOMAXPROCS(4)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP)
