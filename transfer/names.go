@@ -100,7 +100,8 @@ var archiveSuffixes = []string{".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst", ".t
 
 var diskSuffixes = []string{".xz", ".gz", ".bz2", ".zst"}
 
-// beside returns the URL of another file in the same place.
+// beside returns the URL of another file in the same place. What follows a ? or # is
+// the first file's own, as with stock.
 func beside(rawURL, file string) (string, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil {
@@ -112,6 +113,7 @@ func beside(rawURL, file string) (string, error) {
 		return "", err
 	}
 	u.RawPath = raw
+	u.RawQuery, u.ForceQuery, u.Fragment, u.RawFragment = "", false, "", ""
 	return u.String(), nil
 }
 

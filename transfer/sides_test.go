@@ -186,3 +186,14 @@ func TestForcedOverOneInUse(t *testing.T) {
 		t.Errorf("pull of one that is there = %v", err)
 	}
 }
+
+// TestBeside: files beside an image do not get what its own URL is signed with.
+func TestBeside(t *testing.T) {
+	for url, want := range map[string]string{
+		"http://h/a/b.tar?sig=x#f": "http://h/a/SHA256SUMS", "http://h/b.tar": "http://h/SHA256SUMS", "http://h/a%2Fb/c": "http://h/a%2Fb/SHA256SUMS",
+	} {
+		if got, err := beside(url, "SHA256SUMS"); err != nil || got != want {
+			t.Errorf("%q: got %q, %v, want %q", url, got, err, want)
+		}
+	}
+}

@@ -30,3 +30,19 @@ func TestRate(t *testing.T) {
 		}
 	}
 }
+
+func TestURLs(t *testing.T) {
+	for url, want := range map[string]string{
+		"http://h/a/b.tar": "b.tar", "https://h:8/b.tar?x=/y#/z": "b.tar", "file:///a/b.tar": "b.tar", "file:/a/b.tar": "b.tar",
+		"file://localhost/a/b.tar/": "b.tar", "http://h/": "", "http://h": "", "http://h?x/y": "", "file:///": "",
+		"http:/a": "invalid", "file:a": "invalid", "file://a": "invalid", "ftp://h/a": "invalid", "http://": "invalid", "": "invalid", "/a": "invalid",
+	} {
+		got := "invalid"
+		if rest, ok := afterScheme(url); ok {
+			got = lastPart(rest)
+		}
+		if got != want {
+			t.Errorf("%q: got %q, want %q", url, got, want)
+		}
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -193,8 +192,8 @@ func (t *Transfers) pull(ctx context.Context, what, url, local string) error {
 	if what == "oci" {
 		return t.pullOCI(ctx, url, local)
 	}
-	scheme, rest, ok := strings.Cut(url, "://")
-	if !ok || rest == "" || !slices.Contains([]string{"http", "https", "file"}, strings.ToLower(scheme)) {
+	rest, ok := afterScheme(url)
+	if !ok {
 		return Failf("URL '%s' is not valid.", Printable(url, false))
 	}
 	given := local != ""
@@ -226,6 +225,22 @@ func (t *Transfers) pull(ctx context.Context, what, url, local string) error {
 		}
 		return bus.Call(ctx, Importd, method, []any{url, local, verify, t.Force}, id, object)
 	})
+}
+
+// afterScheme is what follows the scheme of a URL that can be pulled: host and path.
+func afterScheme(url string) (rest string, ok bool) {
+	scheme, rest, _ := strings.Cut(url, ":")
+	switch strings.ToLower(scheme) {
+	case "http", "https":
+		rest, ok = strings.CutPrefix(rest, "//")
+		return rest, ok && rest != ""
+	case "file":
+		if path, slashes := strings.CutPrefix(rest, "//"); slashes {
+			return path, strings.Contains(path, "/")
+		}
+		return rest, strings.HasPrefix(rest, "/")
+	}
+	return "", false
 }
 
 // lastPart is the file name in what follows the scheme of a URL; "" where it has none.
