@@ -81,12 +81,13 @@ func (launcher) Start(req transfer.Request) (server.Worker, error) {
 
 // process is a worker seen from importd.
 type process struct {
-	cmd    *exec.Cmd
-	orders *os.File
-	done   chan struct{}
-	mu     sync.Mutex // guards ended: no signal goes to a PID that was reaped
-	ended  bool
-	err    error
+	cmd     *exec.Cmd
+	orders  *os.File
+	done    chan struct{}
+	mu      sync.Mutex // guards ended: no signal goes to a PID that was reaped
+	ended   bool
+	stopped bool // somebody wanted it to end
+	err     error
 }
 
 // follow passes on what the worker tells, until it ends.
@@ -114,7 +115,14 @@ func (p *process) follow(out io.Reader, req transfer.Request) {
 	p.mu.Lock()
 	p.ended = true
 	p.err = p.cmd.Wait()
+	stopped := p.stopped
 	p.mu.Unlock()
+	var exit *exec.ExitError
+	if errors.As(p.err, &exit) && !stopped {
+		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() { // else it has said why
+			req.Log(transfer.Err, fmt.Sprintf("The process of this transfer was ended by signal %s.", unix.SignalName(status.Signal())))
+		}
+	}
 	_ = p.orders.Close()
 }
 
@@ -131,6 +139,7 @@ func (p *process) Stop(force bool) {
 	if p.ended {
 		return
 	}
+	p.stopped = true
 	sig := unix.SIGTERM
 	if force {
 		sig = unix.SIGKILL
