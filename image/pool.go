@@ -95,6 +95,9 @@ func (s *Store) SetupPool() error {
 	if err := btrfs.AccountSubtree(dir); err != nil {
 		return fmt.Errorf("set up pool %q: %w", s.cfg.PoolDir, err)
 	}
+	if err := btrfs.Sweep(dir); err != nil {
+		return fmt.Errorf("set up pool %q: %w", s.cfg.PoolDir, err)
+	}
 	return nil
 }
 

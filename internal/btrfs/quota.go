@@ -81,6 +81,33 @@ func Account(dir, pool *os.File) error {
 	return account(dir, info.ID, whole>>qgroupLevelBits-1, whole)
 }
 
+// Sweep removes the groups that Account has made in a pool of subvolumes that are gone:
+// the kernel keeps them until it has cleaned up behind a subvolume.
+func Sweep(pool *os.File) error {
+	home, err := Info(pool)
+	if err != nil {
+		return err
+	}
+	whole := subtreeLevel<<qgroupLevelBits | home.ID
+	list, err := members(pool, whole)
+	if err != nil {
+		return err
+	}
+	for _, group := range list {
+		if group>>qgroupLevelBits == 0 {
+			continue
+		}
+		there, err := linked(pool, group&(1<<qgroupLevelBits-1))
+		if err != nil {
+			return err
+		}
+		if !there {
+			_ = qgroup(pool, false, group) // one that still counts something stays
+		}
+	}
+	return nil
+}
+
 // account makes a group of the subvolume id at a level, with the subvolume's own in
 // it, and puts it into another one; 0 is none.
 func account(dir *os.File, id, level, into uint64) error {

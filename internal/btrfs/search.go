@@ -146,10 +146,20 @@ func groupLimits(dir *os.File, group uint64) (Limits, error) {
 
 // parents lists the quota groups that a group is assigned to.
 func parents(dir *os.File, group uint64) ([]uint64, error) {
+	return related(dir, group, func(level, other uint64) bool { return other > level })
+}
+
+// members lists the quota groups that are assigned to a group.
+func members(dir *os.File, group uint64) ([]uint64, error) {
+	return related(dir, group, func(level, other uint64) bool { return other < level })
+}
+
+// related lists the groups that a group is related to, either way, on levels that are wanted.
+func related(dir *os.File, group uint64, want func(level, other uint64) bool) ([]uint64, error) {
 	var list []uint64
 	err := search(dir, quotaTree, key{group, qgroupRelKey, 0}, key{group, qgroupRelKey, ^uint64(0)}, func(k key, _ []byte) bool {
 		// Relations are stored in both directions; the parent has the higher level.
-		if k.object == group && k.offset>>qgroupLevelBits > group>>qgroupLevelBits {
+		if k.object == group && want(group>>qgroupLevelBits, k.offset>>qgroupLevelBits) {
 			list = append(list, k.offset)
 		}
 		return true
@@ -168,6 +178,16 @@ func subtreeGroup(dir *os.File, id uint64) (uint64, error) {
 		return 0, err
 	}
 	return slices.Max(groups), nil
+}
+
+// linked says whether a subvolume lies in some directory of the file system of dir.
+func linked(dir *os.File, id uint64) (bool, error) {
+	there := false
+	err := search(dir, rootTree, key{id, rootBackrefKey, 0}, key{id, rootBackrefKey, ^uint64(0)}, func(k key, _ []byte) bool {
+		there = k.object == id
+		return !there
+	})
+	return there, err
 }
 
 // Child is a subvolume nested directly in another.
