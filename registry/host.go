@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"machined/internal/sys"
 )
 
 // hostOnce caches what can't change while the daemon runs.
@@ -16,9 +18,17 @@ type hostFacts struct {
 	id       [16]byte
 	bootTime time.Time
 	cid      uint32
+	initID   uint64 // of PID 1's pidfd; 0: the kernel has none
 }
 
-var readHost = sync.OnceValues(func() (hostFacts, error) { return hostFactsOf("/"), nil })
+var readHost = sync.OnceValues(func() (hostFacts, error) {
+	f := hostFactsOf("/")
+	if init, err := sys.OpenProcess(1); err == nil {
+		f.initID = init.FDID()
+		init.Close()
+	}
+	return f, nil
+})
 
 func hostFactsOf(dir string) hostFacts {
 	f := hostFacts{cid: VSockCIDAny}
@@ -56,7 +66,7 @@ func (r *Registry) host() Machine {
 		Class:         ClassHost,
 		RootDirectory: "/",
 		Unit:          "-.slice",
-		Leader:        Process{PID: 1},
+		Leader:        Process{PID: 1, FDID: f.initID},
 		Realtime:      f.bootTime,
 		VSockCID:      f.cid,
 		State:         stateOf(facts{host: true}),

@@ -24,7 +24,7 @@ func (s *Services) terminate(ctx context.Context, call *varlink.Call) (any, erro
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.cfg.Registry.Terminate(ctx, m.Name)
+	return nil, plainErrno(s.cfg.Registry.Terminate(ctx, m.Name))
 }
 
 func (s *Services) kill(ctx context.Context, call *varlink.Call) (any, error) {
@@ -47,7 +47,16 @@ func (s *Services) kill(ctx context.Context, call *varlink.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.cfg.Registry.Kill(ctx, m.Name, whom, unix.Signal(*signal))
+	return nil, plainErrno(s.cfg.Registry.Kill(ctx, m.Name, whom, unix.Signal(*signal)))
+}
+
+// plainErrno is the error of an act that the machine is not made for, the host for
+// one, as stock gives it here: an errno, not the interface's own name for it.
+func plainErrno(err error) error {
+	if errors.Is(err, registry.ErrNotSupported) {
+		return varlink.SystemError(unix.EOPNOTSUPP)
+	}
+	return err
 }
 
 // managed is what methods that their machine's owner may call have in common.

@@ -51,11 +51,17 @@ func (f *fakeRegistry) Unregister(_ context.Context, name string) error {
 }
 
 func (f *fakeRegistry) Terminate(_ context.Context, name string) error {
+	if name == registry.HostName {
+		return registry.ErrNotSupported
+	}
 	f.done = append(f.done, "terminate "+name)
 	return nil
 }
 
 func (f *fakeRegistry) Kill(_ context.Context, name, whom string, sig unix.Signal) error {
+	if name == registry.HostName {
+		return registry.ErrNotSupported
+	}
 	f.done = append(f.done, "kill "+name+" "+whom+" "+sig.String())
 	return nil
 }
@@ -160,6 +166,8 @@ func TestErrors(t *testing.T) {
 		{"signal", "Kill", `{"name":"deb","signal":65}`, `{"parameter":"signal"}`},
 		{"no signal", "Kill", `{"name":"deb"}`, `{"parameter":"signal"}`},
 		{"whom", "Kill", `{"name":"deb","signal":15,"whom":"me"}`, `{"parameter":"whom"}`},
+		{"signal to the host", "Kill", `{"name":".host","signal":15}`, `"errno":95`},
+		{"end of the host", "Terminate", `{"name":".host"}`, `"errno":95`},
 		{"mode", "Open", `{"name":"deb","mode":"window"}`, `{"parameter":"mode"}`},
 		{"user of a tty", "Open", `{"name":"deb","mode":"tty","user":"root"}`, `{"parameter":"user"}`},
 		{"shell of a vm", "Open", `{"name":"qemu","mode":"shell"}`, errNotSupported},
