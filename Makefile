@@ -13,11 +13,11 @@ INSTALL   = DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" MULTIARCH="$(MULTIARCH)" BIN
 
 export CGO_ENABLED = 0
 
-.PHONY: all build nss install uninstall demo test test-unit test-root integration test-vm bench crash mkosi soak faults fuzz lint man clean help $(PROGRAMS)
+.PHONY: all build nss wait install uninstall demo test test-unit test-root integration test-vm bench crash mkosi soak faults fuzz lint man clean help $(PROGRAMS)
 
 all: build
 
-build: $(PROGRAMS) nss ## build every program and the NSS module into bin/
+build: $(PROGRAMS) nss wait ## build every program and the NSS module into bin/
 
 $(PROGRAMS):
 	@mkdir -p bin
@@ -26,6 +26,10 @@ $(PROGRAMS):
 nss: ## build libnss_mymachines.so.2
 	@mkdir -p bin
 	@$(MAKE) --no-print-directory -C nss OUT=$(CURDIR)/bin CC="$(CC)"
+
+wait: ## build machine-wait, which stands by machines
+	@mkdir -p bin
+	@$(MAKE) --no-print-directory -C wait OUT=$(CURDIR)/bin CC="$(CC)"
 
 install: ## install over stock's programs (DESTDIR=, PREFIX=/usr); on Debian stock's are diverted
 	@$(INSTALL) install

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 
@@ -105,4 +106,21 @@ func Connect(ctx context.Context, address string) (*godbus.Conn, error) {
 		return nil, fmt.Errorf("connect to bus: address %q is empty", address)
 	}
 	return nil, errors.Join(errs...)
+}
+
+// DialSystem opens a socket to the bus of SystemAddress, on which nothing has been
+// said yet: for who has another use for it than FromSocket.
+func DialSystem(ctx context.Context) (*net.UnixConn, error) {
+	var errs []error
+	for one := range strings.SplitSeq(SystemAddress(), ";") {
+		if one == "" {
+			continue
+		}
+		sock, err := dialUnix(ctx, one)
+		if err == nil {
+			return sock, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, fmt.Errorf("connect to system bus: %w", errors.Join(errs...))
 }

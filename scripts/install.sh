@@ -40,6 +40,7 @@ files() {
 	echo "link ../systemd-importd $lib/system-generators/systemd-import-generator"
 	echo "755 $bin/machine-spawn $PREFIX/bin/systemd-nspawn"
 	echo "link systemd-nspawn $PREFIX/bin/machine-spawn"
+	[ ! -e "$bin/machine-wait" ] || echo "755 $bin/machine-wait $PREFIX/lib/machined/machine-wait"
 	echo "755 $bin/machinectl $PREFIX/bin/machinectl"
 	echo "755 $bin/importctl $PREFIX/bin/importctl"
 	if [ -e "$bin/libnss_mymachines.so.2" ]; then
@@ -90,7 +91,7 @@ tree() {
 # divertable says whether a path is one that stock's packages may hold.
 divertable() {
 	case $1 in
-	*/machine-spawn | */share/doc/* | *.wants/*) return 1 ;;
+	*/machine-spawn | */lib/machined/* | */share/doc/* | *.wants/*) return 1 ;;
 	esac
 	[ "$PREFIX" = /usr ]
 }
@@ -181,7 +182,7 @@ uninstall)
 		rm -f "$DESTDIR$dst"
 		undivert "$dst"
 	done
-	rmdir "$DESTDIR$PREFIX/share/doc/machined" 2>/dev/null || true
+	rmdir "$DESTDIR$PREFIX/share/doc/machined" "$DESTDIR$PREFIX/lib/machined" 2>/dev/null || true
 	tell
 	;;
 *) fail "say install or uninstall" ;;

@@ -104,7 +104,7 @@ func (m *machine) divideUnit() (err error) {
 		}
 		return nil
 	})
-	m.undo(func() {
+	m.undoOurs(func() { // nothing to be done after a start that worked
 		if m.failed && u.entered() == nil && writeFile(u.dir+"/cgroup.procs", strconv.Itoa(os.Getpid())) == nil {
 			_ = unix.Rmdir(supervisor)
 		}
@@ -159,7 +159,7 @@ func (m *machine) makeScope(mount string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("make cgroup %s: %w", unit, err)
 	}
-	m.undo(func() { removeCgroup(dir) })
+	m.owe(chore{Kind: choreCgroup, Path: dir})
 	return unit, nil
 }
 
@@ -169,7 +169,7 @@ func (m *machine) makePayload(dir string) error {
 	if err := os.Mkdir(payload, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
-	m.undo(func() { removeCgroup(payload) })
+	m.owe(chore{Kind: choreCgroup, Path: payload})
 	m.cgroup = payload
 	return nil
 }

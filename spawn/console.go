@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -66,31 +67,106 @@ type console struct {
 	killed chan struct{}
 	tint   string
 	out    *os.File
+	// discards is set when the output goes nowhere any more.
+	discards  atomic.Bool
+	detaching atomic.Int32
+	moved     uint64        // of fwd, when it was last asked
+	result    ptyfwd.Result // of the first forwarder, once done is closed
 }
 
-func (m *machine) startConsole() *console {
+// consoleState is what a console needs to go on where another has been left.
+type consoleState struct {
+	Terminals []ptyfwd.Terminal
+	LastByte  byte
+	Tint      string
+}
+
+// Values of console.detaching: whether the forwarder is to let go, and has.
+const (
+	detachNone = iota
+	detachWanted
+	detachDone
+)
+
+// detachPatience is how long a console may take to pass on what it has.
+const detachPatience = 100 * time.Millisecond
+
+// calm tells whether nothing was passed on since it was last asked. A console that
+// discards is never calm: the next one would try the output again.
+func (c *console) calm() bool {
+	fwd := c.fwd.Load()
+	if fwd == nil {
+		return true
+	}
+	moved := fwd.Moved()
+	calm := moved == c.moved && !c.discards.Load()
+	c.moved = moved
+	return calm
+}
+
+// detach ends the console, so that another can go on; nil when it does not let go.
+func (c *console) detach() *consoleState {
+	fwd := c.fwd.Load()
+	if fwd == nil {
+		return new(consoleState)
+	}
+	c.detaching.Store(detachWanted)
+	fwd.Detach(true)
+	select {
+	case <-c.done:
+	case <-time.After(detachPatience):
+		fwd.Detach(false)
+		if c.detaching.CompareAndSwap(detachWanted, detachNone) {
+			return nil
+		}
+		<-c.done // it has followed meanwhile
+	}
+	if !c.result.Detached {
+		return nil
+	}
+	return &consoleState{Terminals: c.result.Terminals, LastByte: c.result.LastByte, Tint: c.tint}
+}
+
+// startConsole goes on where state says, nil for a new console.
+func (m *machine) startConsole(state *consoleState) *console {
 	c := &console{done: make(chan struct{}), killed: make(chan struct{}), out: m.io.Stdout}
 	if m.c.Master == nil {
 		close(c.done)
 		return c
 	}
-	fwd, err := m.forwarder(m.io.Stdout)
+	if state == nil {
+		state = new(consoleState)
+	}
+	fwd, err := m.forwarder(m.io.Stdout, *state)
 	if err != nil {
 		m.warn("Failed to connect the console: %v", err)
 		close(c.done)
 		return c
 	}
 	c.fwd.Store(fwd)
-	if m.opts.Background != "" && isTerminal(m.io.Stdout) {
+	if c.tint = state.Tint; c.tint == "" && m.opts.Background != "" && isTerminal(m.io.Stdout) {
 		c.tint = m.opts.Background
 		_, _ = m.io.Stdout.WriteString("\x1b[" + c.tint + "m\x1b[2K")
 	}
 	go func() {
 		defer close(c.done)
 		result, err := fwd.Run(context.Background())
+		for result.Detached && !c.detaching.CompareAndSwap(detachWanted, detachDone) {
+			// The wish was taken back too late.
+			if fwd, err = m.forwarder(m.io.Stdout, consoleState{Terminals: result.Terminals, LastByte: result.LastByte}); err != nil {
+				break
+			}
+			c.fwd.Store(fwd)
+			if c.ending.Load() {
+				fwd.SetIgnoreVHangup(false)
+			}
+			result, err = fwd.Run(context.Background())
+		}
+		c.result = result
 		switch {
-		case err != nil:
+		case err != nil, result.Detached:
 		case result.StdoutClosed && m.opts.KeepUnit:
+			c.discards.Store(true)
 			m.discard(c)
 		case result.Disconnected, result.StdinEOF, result.StdoutClosed:
 			// Whoever sat at the console has left, and the machine goes with them.
@@ -100,8 +176,9 @@ func (m *machine) startConsole() *console {
 	return c
 }
 
-func (m *machine) forwarder(out *os.File) (*ptyfwd.Forwarder, error) {
+func (m *machine) forwarder(out *os.File, state consoleState) (*ptyfwd.Forwarder, error) {
 	return ptyfwd.New(m.c.Master, ptyfwd.Options{
+		Terminals: state.Terminals, LastByte: state.LastByte,
 		Stdin: m.io.Stdin, Stdout: out, ReadOnly: m.opts.Console != "interactive",
 		IgnoreVHangup: true,
 		OnHotkey: func(key ptyfwd.Hotkey) {
@@ -122,7 +199,7 @@ func (m *machine) discard(c *console) {
 		return
 	}
 	defer null.Close()
-	fwd, err := m.forwarder(null)
+	fwd, err := m.forwarder(null, consoleState{})
 	if err != nil {
 		return
 	}

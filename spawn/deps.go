@@ -33,11 +33,20 @@ type Registrar interface {
 	// Unregister forgets the machine; that it is unknown is no error.
 	Unregister(ctx context.Context, name string) error
 	// AfterEnd has the service manager run a program when a unit has ended, however
-	// it ended, until forget is called. It is an error where there is no service manager.
-	AfterEnd(ctx context.Context, a AfterEnd) (forget func(), err error)
+	// it ended, until Forget is called. It is an error where there is no service manager.
+	AfterEnd(ctx context.Context, a AfterEnd) error
+	// Forget takes an AfterEnd back, by the name of its unit.
+	Forget(unit string)
 	// StopRequests receives when the service manager wants the scope to end. It
 	// leaves the payload to us then, and kills only when its patience is over.
 	StopRequests() <-chan struct{}
+	// Stopping tells whether the service manager is stopping the unit that we are in.
+	Stopping() bool
+	// Rest stops listening for them, until Wake, and returns the descriptor on which the
+	// next one shows, -1 when none can come. It is false when that is not possible.
+	Rest() (fd int, ok bool)
+	// Wake listens again on what Rest has returned, perhaps in another program.
+	Wake(fd int)
 }
 
 // AfterEnd is a program to be run when a unit has ended.

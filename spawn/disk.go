@@ -37,7 +37,7 @@ func (m *machine) attachDisk(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.undo(lock.Close)
+	m.oweLocks(lock.Files())
 	f, readOnly, err := openDisk(path, readOnly)
 	if err != nil {
 		return err
@@ -112,7 +112,7 @@ func (m *machine) attachPartition(ctx context.Context, f *os.File, c *contents, 
 	if err != nil {
 		return stage.Partition{}, fmt.Errorf("attach partition %d: %w", p.Number, err)
 	}
-	m.undo(func() { _ = dev.Close() })
+	m.owe(chore{Kind: choreClose}, dev.File)
 	device, fstype := dev.Path, p.FSType
 	var mapped *dm.Device
 	switch {
@@ -125,7 +125,7 @@ func (m *machine) attachPartition(ctx context.Context, f *os.File, c *contents, 
 		return stage.Partition{}, err
 	}
 	if mapped != nil {
-		m.undo(func() { _ = mapped.Close() })
+		m.owe(chore{Kind: choreClose}, mapped.File)
 		device = mapped.Path
 	}
 	if !ro {

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,10 +17,10 @@ import (
 	"machined/spawn/stage"
 )
 
-// serveExec takes requests for further programs in the machine, from root alone:
+// listenExec takes requests for further programs in the machine, from root alone:
 // machined passes on those of its callers that it has authorised. The programs get
 // what the payload has, for this process is the one that knows.
-func (m *machine) serveExec() {
+func (m *machine) listenExec() {
 	name := execreq.Socket(m.opts.Machine)
 	err := os.MkdirAll(filepath.Dir(name), 0o700)
 	var l *net.UnixListener
@@ -27,31 +29,80 @@ func (m *machine) serveExec() {
 		l, err = net.ListenUnix("unixpacket", &net.UnixAddr{Name: name, Net: "unixpacket"})
 	}
 	if err == nil {
+		l.SetUnlinkOnClose(false)
 		err = os.Chmod(name, 0o600)
 	}
 	if err != nil {
 		m.say("Failed to listen for programs to run in the machine, ignoring: %v", err)
 		return
 	}
-	var running sync.WaitGroup
-	running.Go(func() {
+	m.owe(chore{Kind: choreRemove, Path: name})
+	m.serveExec(l)
+}
+
+// execServer takes requests on a socket.
+type execServer struct {
+	m        *machine
+	l        *net.UnixListener
+	stopped  chan struct{} // closed when no more are taken
+	running  sync.WaitGroup
+	requests atomic.Int32 // that are being answered
+}
+
+func (m *machine) serveExec(l *net.UnixListener) {
+	m.execs = &execServer{m: m, l: l}
+	m.execs.start()
+	m.undoOurs(func() {
+		_ = l.Close()
+		<-m.execs.stopped
+		m.execs.running.Wait()
+	})
+}
+
+// start starts taking requests, if that was stopped.
+func (s *execServer) start() {
+	if !isClosed(s.stopped) {
+		return
+	}
+	s.stopped = make(chan struct{})
+	_ = s.l.SetDeadline(time.Time{})
+	go func() {
+		defer close(s.stopped)
 		for {
-			conn, err := l.AcceptUnix()
+			conn, err := s.l.AcceptUnix()
 			if err != nil {
 				return
 			}
-			running.Go(func() {
+			s.requests.Add(1)
+			s.running.Go(func() {
+				defer s.requests.Add(-1)
 				defer conn.Close()
-				if err := m.exec(conn); err != nil {
+				if err := s.m.exec(conn); err != nil {
 					_, _ = conn.Write([]byte(err.Error()))
 				}
 			})
 		}
-	})
-	m.undo(func() {
-		_ = l.Close() // removes the socket
-		running.Wait()
-	})
+	}()
+}
+
+// isClosed is also true for a channel that is yet to be made.
+func isClosed(c chan struct{}) bool {
+	if c == nil {
+		return true
+	}
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// pause stops taking requests, until start; false when some are being answered.
+func (s *execServer) pause() bool {
+	_ = s.l.SetDeadline(time.Unix(1, 0))
+	<-s.stopped
+	return s.requests.Load() == 0
 }
 
 // exec answers one request as soon as it is taken. The error is for the caller.
@@ -91,7 +142,9 @@ func (m *machine) exec(conn *net.UnixConn) error {
 	_, _ = conn.Write([]byte(execreq.Taken))
 	_ = conn.Close()
 	_, _ = process.Wait()
-	settleSoon()
+	if m.restless.Load() {
+		settleSoon()
+	}
 	return nil
 }
 

@@ -114,7 +114,7 @@ func (m *machine) attachImage(ctx context.Context) error {
 		return err
 	}
 	if err == nil {
-		m.undo(lock.Close)
+		m.oweLocks(lock.Files())
 	}
 	m.plan.Root.Path = resolved
 	if o.Ephemeral {

@@ -35,10 +35,7 @@ func (m *machine) runDir(parent, prefix string, mode os.FileMode) (string, error
 			_ = os.Remove(dir)
 			return "", err
 		}
-		m.undo(func() {
-			_ = os.RemoveAll(dir)
-			_ = lock.Close()
-		})
+		m.owe(chore{Kind: choreRemoveTree, Path: dir}, lock)
 		return dir, os.Chmod(dir, mode)
 	}
 	return "", fmt.Errorf("make directory in %q: %w", parent, unix.EBUSY)

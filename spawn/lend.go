@@ -111,12 +111,7 @@ func (m *machine) noteLent(links []lentLink) (string, error) {
 		_ = os.Remove(dir)
 		return "", err
 	}
-	m.undo(func() {
-		if err := giveBackFrom(dir); err != nil {
-			m.warn("%v; ignoring, it is tried again later", err)
-		}
-		_ = lock.Close()
-	})
+	m.owe(chore{Kind: choreLent, Path: dir}, lock)
 	var text strings.Builder
 	for _, l := range links {
 		fmt.Fprintln(&text, l)
@@ -148,14 +143,14 @@ func (m *machine) watchLent(ctx context.Context) {
 		program, err = os.Executable()
 	}
 	if err == nil {
-		var forget func()
-		forget, err = m.bus.AfterEnd(ctx, AfterEnd{
-			Unit: "machined-interfaces-" + unit.Escape(filepath.Base(m.lent)) + ".service", Of: ends,
+		name := "machined-interfaces-" + unit.Escape(filepath.Base(m.lent)) + ".service"
+		err = m.bus.AfterEnd(ctx, AfterEnd{
+			Unit: name, Of: ends,
 			Description: "Network interfaces of the host in machine " + m.opts.Machine,
 			Program:     program, Args: []string{GiveBackName, m.opts.Machine},
 		})
 		if err == nil {
-			m.undoFirst(forget)
+			m.oweLast(chore{Kind: choreForget, Path: name})
 			return
 		}
 	}

@@ -125,7 +125,7 @@ func (m *machine) attachStack(ctx context.Context) error {
 		return err
 	}
 	if err == nil {
-		m.undo(lock.Close)
+		m.oweLocks(lock.Files())
 	}
 	entries, err := readStack(dir)
 	if err != nil {

@@ -115,12 +115,7 @@ func (m *machine) addVeth(host *netlink.Handle, link *netlink.Veth, alt string) 
 		return 0, fmt.Errorf("find link %q: %w", link.Name, err)
 	}
 	index := made.Attrs().Index
-	m.undo(func() {
-		// Gone already where the machine's namespace is.
-		if l, err := netlink.LinkByIndex(index); err == nil && l.Attrs().Name == link.Name {
-			_ = netlink.LinkDel(l)
-		}
-	})
+	m.owe(chore{Kind: choreLink, Index: index, Path: link.Name})
 	if alt != "" {
 		if err := host.LinkAddAltName(made, alt); err != nil {
 			m.warn("Failed to set alternative name %s of link %s, ignoring: %v", alt, link.Name, err)
@@ -154,7 +149,7 @@ func (m *machine) joinZone(host *netlink.Handle, index int) error {
 		return fmt.Errorf("lock network zones: %w", err)
 	}
 	defer lock.Close()
-	m.undoFirst(func() { removeZone(name) }) // also when it is only half made
+	m.oweLast(chore{Kind: choreZone, Path: name}) // also when it is only half made
 	bridge, err := host.LinkByName(name)
 	if err != nil {
 		attrs := netlink.NewLinkAttrs()

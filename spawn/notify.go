@@ -1,6 +1,7 @@
 package spawn
 
 import (
+	"errors"
 	"net"
 	"os"
 	"strconv"
@@ -13,7 +14,10 @@ import (
 )
 
 // notifier speaks sd_notify(3) to the service manager that started us.
-type notifier struct{ addr *net.UnixAddr }
+type notifier struct {
+	addr   *net.UnixAddr
+	sender int // the process that it is for, 0: this one
+}
 
 func newNotifier() notifier {
 	name := os.Getenv("NOTIFY_SOCKET")
@@ -23,32 +27,55 @@ func newNotifier() notifier {
 	if name[0] == '@' {
 		name = "\x00" + name[1:]
 	}
-	return notifier{&net.UnixAddr{Name: name, Net: "unixgram"}}
+	return notifier{addr: &net.UnixAddr{Name: name, Net: "unixgram"}}
 }
+
+func (n notifier) dial() (*net.UnixConn, error) { return net.DialUnix("unixgram", nil, n.addr) }
 
 func (n notifier) send(lines ...string) {
 	if n.addr == nil {
 		return
 	}
-	conn, err := net.DialUnix("unixgram", nil, n.addr)
+	conn, err := n.dial()
 	if err != nil {
 		return
 	}
 	defer conn.Close()
-	_, _ = conn.Write([]byte(strings.Join(lines, "\n")))
+	message := []byte(strings.Join(lines, "\n"))
+	if n.sender == 0 {
+		_, _ = conn.Write(message)
+		return
+	}
+	// The main process of a unit is the only one that is listened to.
+	credentials := unix.UnixCredentials(&unix.Ucred{Pid: int32(n.sender), Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())})
+	if raw, err := conn.SyscallConn(); err == nil {
+		_ = raw.Write(func(fd uintptr) bool {
+			_, err := unix.SendmsgN(int(fd), message, credentials, nil, unix.MSG_NOSIGNAL)
+			return !errors.Is(err, unix.EAGAIN)
+		})
+	}
+}
+
+// watchdogEvery is how often the service manager wants a sign of life, 0 for never.
+func (n notifier) watchdogEvery() time.Duration {
+	usec, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64)
+	if err != nil || usec <= 0 || n.addr == nil {
+		return 0
+	}
+	if pid := os.Getenv("WATCHDOG_PID"); pid != "" && pid != strconv.Itoa(os.Getpid()) {
+		return 0
+	}
+	return time.Duration(usec) * time.Microsecond / 2
 }
 
 // watchdog keeps the service manager's watchdog content until stop closes.
 func (n notifier) watchdog(stop <-chan struct{}) {
-	usec, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64)
-	if err != nil || usec <= 0 || n.addr == nil {
-		return
-	}
-	if pid := os.Getenv("WATCHDOG_PID"); pid != "" && pid != strconv.Itoa(os.Getpid()) {
+	every := n.watchdogEvery()
+	if every == 0 {
 		return
 	}
 	go func() {
-		tick := time.NewTicker(time.Duration(usec) * time.Microsecond / 2)
+		tick := time.NewTicker(every)
 		defer tick.Stop()
 		for {
 			select {
@@ -71,22 +98,47 @@ func (m *machine) payloadNotify(f *os.File, leader int) {
 	if err != nil {
 		return
 	}
-	sock := conn.(*net.UnixConn)
-	m.undo(func() { _ = sock.Close() })
+	m.reports = &reports{m: m, sock: conn.(*net.UnixConn), leader: leader}
+	m.reports.start()
+	m.undoOurs(func() { _ = m.reports.sock.Close() })
+}
+
+// reports reads what the payload reports.
+type reports struct {
+	m       *machine
+	sock    *net.UnixConn
+	leader  int
+	stopped chan struct{} // closed when nothing is read any more
+}
+
+// start starts reading, if that was stopped.
+func (r *reports) start() {
+	if !isClosed(r.stopped) {
+		return
+	}
+	r.stopped = make(chan struct{})
+	_ = r.sock.SetReadDeadline(time.Time{})
 	go func() {
+		defer close(r.stopped)
 		buf := make([]byte, maxNotify)
 		oob := make([]byte, unix.CmsgSpace(unix.SizeofUcred)+unix.CmsgSpace(4*253))
 		for {
-			n, oobn, flags, _, err := sock.ReadMsgUnix(buf, oob)
+			n, oobn, flags, _, err := r.sock.ReadMsgUnix(buf, oob)
 			if err != nil {
 				return
 			}
-			if pid := sys.Sender(oob[:oobn]); pid != leader || flags&unix.MSG_TRUNC != 0 {
+			if pid := sys.Sender(oob[:oobn]); pid != r.leader || flags&unix.MSG_TRUNC != 0 {
 				continue
 			}
-			m.forward(string(buf[:n]))
+			r.m.forward(string(buf[:n]))
 		}
 	}()
+}
+
+// pause stops reading, until start.
+func (r *reports) pause() {
+	_ = r.sock.SetReadDeadline(time.Unix(1, 0))
+	<-r.stopped
 }
 
 func (m *machine) forward(message string) {

@@ -54,7 +54,7 @@ func (m *machine) register(ctx context.Context) error {
 func (m *machine) registered(err error) error {
 	switch {
 	case err == nil:
-		m.undo(m.unregister)
+		m.owe(chore{Kind: choreUnregister})
 	case !m.opts.RegisterAuto:
 		return fmt.Errorf("Failed to register machine: %w", err)
 	default:

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,7 +28,7 @@ type machine struct {
 	io       Streams
 	bus      Registrar
 	notify   notifier
-	signals  <-chan os.Signal
+	signals  chan os.Signal
 	plan     stage.Plan
 	c        *stage.Container
 	exe      func() (*os.File, error) // this program for the stages
@@ -44,20 +45,20 @@ type machine struct {
 
 	logMu       sync.Mutex
 	registering sync.Mutex // held while machined and PID 1 look at the first process
-	undos       []func()
-}
+	undos       []undoStep
 
-// undo registers what is to be done at the end, last first.
-func (m *machine) undo(f func()) { m.undos = append(m.undos, f) }
+	ends   chan struct{} // closed when the first process is a zombie
+	reaped bool
+	asked  bool // a signal has asked for the machine's end
 
-// undoFirst registers what is to be done after everything registered so far.
-func (m *machine) undoFirst(f func()) { m.undos = append([]func(){f}, m.undos...) }
-
-func (m *machine) cleanUp() {
-	for i := len(m.undos) - 1; i >= 0; i-- {
-		m.undos[i]()
-	}
-	m.undos = nil
+	// What is stopped while nothing happens (rest.go).
+	execs    *execServer
+	reports  *reports
+	restless atomic.Bool
+	settled  sync.Once
+	calm     time.Duration
+	parent   *waiter            // nil: this program is the first process's parent
+	status   syscall.WaitStatus // that the parent has told, when ends is closed
 }
 
 func (m *machine) say(format string, args ...any) {
@@ -77,6 +78,9 @@ type outcome struct {
 	code   int
 	reboot bool
 }
+
+// ending are the signals that end a machine.
+var ending = []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT}
 
 // Interrupted is the error when a signal ended the program while it was setting
 // the machine up. Everything has been taken down again.
@@ -106,7 +110,7 @@ func (m *machine) interruptible(ctx context.Context) (_ context.Context, stop fu
 func Run(ctx context.Context, opts *Options, streams Streams, bus Registrar) (int, error) {
 	signals := make(chan os.Signal, 16)
 	// For good: the program ends with the machine, and taking this back takes time.
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT)
+	signal.Notify(signals, ending...)
 	var passphrase []byte // nobody is asked again when the machine reboots
 	// Each run of a machine takes its image anew, after a reboot too.
 	for {
@@ -116,14 +120,22 @@ func Run(ctx context.Context, opts *Options, streams Streams, bus Registrar) (in
 		if err != nil {
 			return 1, err
 		}
-		switch {
-		case !result.reboot:
-			return result.code, nil
-		case opts.KeepUnit:
-			m.notify.send("EXIT_STATUS=" + strconv.Itoa(ExitReboot))
-			return ExitReboot, nil
+		if code, final := m.exitStatus(result); final {
+			return code, nil
 		}
 	}
+}
+
+// exitStatus is that of the whole program, unless the machine is to be started again by us.
+func (m *machine) exitStatus(result outcome) (code int, final bool) {
+	switch {
+	case !result.reboot:
+		return result.code, true
+	case m.opts.KeepUnit:
+		m.notify.send("EXIT_STATUS=" + strconv.Itoa(ExitReboot))
+		return ExitReboot, true
+	}
+	return 0, false
 }
 
 func (m *machine) once(ctx context.Context) (result outcome, err error) {
@@ -139,7 +151,7 @@ func (m *machine) once(ctx context.Context) (result outcome, err error) {
 		}
 	}()
 	m.exe = stage.SealedSelf()
-	m.undo(m.closeExe)
+	m.undoOurs(m.closeExe)
 	if err := m.makePlan(); err != nil {
 		return outcome{}, err
 	}
@@ -185,7 +197,7 @@ func (m *machine) start(ctx context.Context) (err error) {
 		if o.NetNS, err = netnsFile(m.opts.NetnsPath); err != nil {
 			return err
 		}
-		m.undo(func() { _ = o.NetNS.Close() })
+		m.undoOurs(func() { _ = o.NetNS.Close() })
 	}
 	if err := m.divideUnit(); err != nil {
 		return err
@@ -202,25 +214,7 @@ func (m *machine) start(ctx context.Context) (err error) {
 // supervise leads the first process through its set-up, and waits for its end.
 // ready is called when signals are the payload's.
 func (m *machine) supervise(ctx context.Context, ready func()) (outcome, error) {
-	exited := make(chan syscall.WaitStatus, 1)
-	go func() {
-		var ws syscall.WaitStatus
-		for {
-			_, err := syscall.Wait4(m.c.PID, &ws, 0, nil)
-			if err == nil || !errors.Is(err, syscall.EINTR) {
-				break
-			}
-		}
-		exited <- ws
-	}()
-	reaped := false
-	m.undo(m.c.Close)
-	m.undo(func() {
-		if !reaped {
-			_ = unix.PidfdSendSignal(m.c.PIDFD, unix.SIGKILL, nil, 0)
-			<-exited
-		}
-	})
+	m.follow()
 	// Ends the handshake, wherever it is. But a process that dies while PID 1
 	// moves it into its scope can leave a scope that never ends.
 	unwatch := context.AfterFunc(ctx, func() {
@@ -235,21 +229,61 @@ func (m *machine) supervise(ctx context.Context, ready func()) (outcome, error) 
 	ready()
 	stop := make(chan struct{})
 	defer close(stop)
-	m.serveExec()
+	m.listenExec()
 	m.announce(stop)
+	m.calm = settleAfter
+	return m.stand(ctx, m.startConsole(nil)), nil
+}
 
-	console := m.startConsole()
-	asked := false
-	calm := time.NewTimer(settleAfter)
+// follow notices the end of the first process, which is reaped by reap alone: until
+// then its exit status is there for whoever asks, also for another program.
+func (m *machine) follow() {
+	m.ends = make(chan struct{})
+	go func() {
+		for errors.Is(unix.Waitid(unix.P_PIDFD, m.c.PIDFD, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
+		}
+		close(m.ends)
+	}()
+	m.undoOurs(m.c.Close)
+	m.undoOurs(func() {
+		if !m.reaped {
+			_ = unix.PidfdSendSignal(m.c.PIDFD, unix.SIGKILL, nil, 0)
+			m.reap()
+		}
+	})
+}
+
+func (m *machine) reap() (ws syscall.WaitStatus) {
+	if m.parent != nil {
+		return m.status
+	}
+	for {
+		_, err := syscall.Wait4(m.c.PID, &ws, 0, nil)
+		if err == nil || !errors.Is(err, syscall.EINTR) {
+			m.reaped = true
+			return ws
+		}
+	}
+}
+
+// stand stands by the machine until it ends.
+func (m *machine) stand(ctx context.Context, console *console) outcome {
+	calm := time.NewTimer(m.calm)
 	defer calm.Stop()
+	m.calm = max(m.calm, settleAfter)
 	for {
 		select {
 		case <-calm.C:
-			settle()
-		case ws := <-exited:
-			reaped = true
+			if m.asked {
+				break // it won't be long
+			}
+			if m.rest(&console) {
+				calm.Reset(m.calm)
+			}
+		case <-m.ends:
+			ws := m.reap()
 			console.finish()
-			return m.ended(ws), nil
+			return m.ended(ws)
 		case <-console.killed:
 			console.killed = nil
 			_ = unix.PidfdSendSignal(m.c.PIDFD, unix.SIGKILL, nil, 0)
@@ -268,16 +302,16 @@ func (m *machine) supervise(ctx context.Context, ready func()) (outcome, error) 
 			_ = unix.PidfdSendSignal(m.c.PIDFD, sig, nil, 0)
 		case <-m.signals:
 			sig := m.opts.KillSignal
-			if asked || sig == 0 {
+			if m.asked || sig == 0 {
 				sig = unix.SIGKILL
 			}
-			if !asked {
+			if !m.asked {
 				m.notify.send("STOPPING=1", "STATUS=Container being shut down.")
 			}
 			if sig != unix.SIGKILL {
 				m.say("Trying to halt container. Send SIGTERM again to trigger immediate termination.")
 			}
-			asked = true
+			m.asked = true
 			_ = unix.PidfdSendSignal(m.c.PIDFD, sig, nil, 0)
 		}
 	}
@@ -399,7 +433,7 @@ func (m *machine) pickUsers() error {
 		if err != nil {
 			return fmt.Errorf("Failed to pick suitable UID/GID range: %w", err)
 		}
-		m.undo(r.Close)
+		m.oweLocks(r.Files())
 		u.Base, u.Count = r.Base, r.Count
 		m.say("Selected user namespace base %d and range %d.", u.Base, u.Count)
 	}
@@ -441,7 +475,7 @@ func (m *machine) hostDirs() error {
 	if err := os.Mkdir(dir, 0o600); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	m.undo(func() { _ = os.Remove(dir) })
+	m.owe(chore{Kind: choreRemove, Path: dir})
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return err
 	}
@@ -456,7 +490,8 @@ func (m *machine) export() (*stage.Export, error) {
 	}
 	e, err := stage.NewExport(filepath.Join(UnixExportDir, m.opts.Machine), base)
 	if err == nil {
-		m.undo(e.Close)
+		m.owe(chore{Kind: choreExport, Path: filepath.Join(UnixExportDir, m.opts.Machine)}, e.Lock())
+		m.undoOurs(e.CloseTree)
 	}
 	return e, err
 }

@@ -19,13 +19,13 @@ type execCommand struct {
 
 // AfterEnd implements spawn.Registrar by a service without processes: it is bound to
 // the unit, and stopping it runs the program. So no process has to wait for the end.
-func (b *bus) AfterEnd(ctx context.Context, a spawn.AfterEnd) (forget func(), err error) {
+func (b *bus) AfterEnd(ctx context.Context, a spawn.AfterEnd) error {
 	if _, err := os.Stat(systemdRun); err != nil {
-		return nil, errors.New("there is no service manager")
+		return errors.New("there is no service manager")
 	}
 	conn, err := b.connect(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	props := []property{
 		{"Description", godbus.MakeVariant(a.Description)},
@@ -38,16 +38,15 @@ func (b *bus) AfterEnd(ctx context.Context, a spawn.AfterEnd) (forget func(), er
 	manager := conn.Object(systemdName, systemdPath)
 	// A unit that has ended meanwhile must not be started again for our sake: what we
 	// are bound to counts as soon as we are active.
-	err = manager.CallWithContext(ctx, managerName+".StartTransientUnit", 0, a.Unit, "ignore-dependencies", props, []struct {
+	return plain(manager.CallWithContext(ctx, managerName+".StartTransientUnit", 0, a.Unit, "ignore-dependencies", props, []struct {
 		Name  string
 		Props []property
-	}{}).Err
-	if err != nil {
-		return nil, plain(err)
+	}{}).Err)
+}
+
+// Forget implements spawn.Registrar. Nobody waits for the end of the unit.
+func (b *bus) Forget(unit string) {
+	if conn, err := b.connect(context.Background()); err == nil {
+		conn.Object(systemdName, systemdPath).Go(managerName+".StopUnit", godbus.FlagNoReplyExpected, nil, unit, "replace")
 	}
-	return func() {
-		if conn, err := b.connect(context.Background()); err == nil {
-			conn.Object(systemdName, systemdPath).Go(managerName+".StopUnit", godbus.FlagNoReplyExpected, nil, a.Unit, "replace")
-		}
-	}, nil
 }

@@ -24,6 +24,8 @@ type bus struct {
 	mu    sync.Mutex
 	conn  *godbus.Conn
 	stops chan struct{}
+	// control is the connection on which PID 1 says that the scope is to stop.
+	control *control
 }
 
 func newBus() *bus { return &bus{stops: make(chan struct{}, 1)} }
@@ -46,28 +48,6 @@ func (b *bus) connect(ctx context.Context) (*godbus.Conn, error) {
 	}
 	b.conn = conn
 	return conn, nil
-}
-
-// StopRequests implements spawn.Registrar.
-func (b *bus) StopRequests() <-chan struct{} { return b.stops }
-
-// control makes us the controller of scopes: PID 1 tells us, and nobody else,
-// when one is to stop (org.freedesktop.systemd1(5), RequestStop).
-func (b *bus) control(conn *godbus.Conn) property {
-	signals := make(chan *godbus.Signal, 16)
-	conn.Signal(signals)
-	go func() {
-		for s := range signals {
-			if s.Name != systemdName+".Scope.RequestStop" {
-				continue
-			}
-			select {
-			case b.stops <- struct{}{}:
-			default:
-			}
-		}
-	}()
-	return property{"Controller", godbus.MakeVariant(conn.Names()[0])}
 }
 
 // property is a unit property as StartTransientUnit takes it.
@@ -150,7 +130,7 @@ func (b *bus) Create(ctx context.Context, r spawn.Registration) error {
 		return err
 	}
 	if _, err := os.Stat(systemdRun); err == nil {
-		props = append(props, b.control(conn))
+		props = append(props, b.controller()...)
 		props = append(props, coredumps(ctx, conn, r)...)
 	}
 	return b.call(ctx, "CreateMachineWithNetwork", r.Name, r.ID[:], serviceName, "container", uint32(r.Leader), r.Root, netifs(r), props)
@@ -231,8 +211,7 @@ func (b *bus) Scope(ctx context.Context, r spawn.Registration) (bool, error) {
 		{"Delegate", godbus.MakeVariant(true)},
 		{"CollectMode", godbus.MakeVariant("inactive-or-failed")},
 		{"AddRef", godbus.MakeVariant(true)},
-		b.control(conn),
-	}, append(extra, coredumps(ctx, conn, r)...)...)
+	}, append(append(extra, b.controller()...), coredumps(ctx, conn, r)...)...)
 	manager := conn.Object(systemdName, systemdPath)
 	if err := manager.CallWithContext(ctx, managerName+".Subscribe", 0).Err; err != nil {
 		return false, plain(err)

@@ -46,7 +46,17 @@ func main() {
 
 // supervise does what the command line says, and ends the program.
 func supervise() {
-	code, err := run(os.Args[1:])
+	code, err := 0, error(nil)
+	state, parent, again, ok := spawn.Waking()
+	if ok && again {
+		err = spawn.Again(state)
+	}
+	switch {
+	case ok && !again:
+		err = spawn.WakeUp(state, parent, streams(), newBus())
+	case err == nil:
+		code, err = run(os.Args[1:])
+	}
 	if errors.Is(err, errDone) {
 		os.Exit(0)
 	}

@@ -152,15 +152,20 @@ func (l *Lock) Close() {
 		return
 	}
 	for i := len(l.files) - 1; i >= 0; i-- {
-		f := l.files[i]
-		// Only the sole holder may remove the file: a later one checks that the
-		// file it locked is still there.
-		if setLock(f.f, unix.F_WRLCK, false) == nil {
-			_ = os.Remove(f.path)
-		}
-		_ = f.f.Close()
+		Drop(int(l.files[i].f.Fd()), l.files[i].path)
+		_ = l.files[i].f.Close()
 	}
 	l.files = nil
+}
+
+// Drop removes the lock file at path, unless somebody else shares the lock that fd
+// holds. Closing fd releases the lock.
+func Drop(fd int, path string) {
+	// Only the sole holder may remove the file: a later one checks that the
+	// file it locked is still there.
+	if setLock(fd, unix.F_WRLCK, false) == nil {
+		_ = os.Remove(path)
+	}
 }
 
 // Files returns the open lock files, to be handed to a child that shall keep the
@@ -183,7 +188,7 @@ func acquire(path string, exclusive, wait bool) (*file, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := setLock(f, kind, wait); err != nil {
+		if err := setLock(int(f.Fd()), kind, wait); err != nil {
 			f.Close()
 			return nil, err
 		}
@@ -201,13 +206,13 @@ func acquire(path string, exclusive, wait bool) (*file, error) {
 	}
 }
 
-func setLock(f *os.File, kind int16, wait bool) error {
+func setLock(fd int, kind int16, wait bool) error {
 	cmd := unix.F_OFD_SETLK
 	if wait {
 		cmd = unix.F_OFD_SETLKW
 	}
 	for {
-		err := unix.FcntlFlock(f.Fd(), cmd, &unix.Flock_t{Type: kind})
+		err := unix.FcntlFlock(uintptr(fd), cmd, &unix.Flock_t{Type: kind})
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue

@@ -173,16 +173,21 @@ func (f *Forwarder) Detach(on bool) {
 	f.wake()
 }
 
-// Watch are the descriptors on which what is to be passed on shows, for who waits
-// between two Forwarders: the first is readable when the machine has written, or has let
-// go of the PTY; the person's input, -1 when it is not read; and the output, whose
-// errors count. The first is closed by Run. Only between New and Run.
-func (f *Forwarder) Watch() (machine, stdin, stdout int) {
-	stdin = f.stdin
-	if f.opts.ReadOnly || f.stdinDone {
-		stdin = -1
+// Watch is a descriptor that becomes readable when the machine writes to the PTY, or
+// lets go of it: for who waits between two Forwarders. Ready tells that there is
+// something already. The caller closes the descriptor.
+func Watch(master *os.File) (fd int, ready bool, err error) {
+	if fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return -1, false, fmt.Errorf("watch pty: %w", os.NewSyscallError("epoll_create1", err))
 	}
-	return f.epollFD, stdin, f.stdout
+	// As in New: a hangup that lasts must not count again and again.
+	ev := []unix.EpollEvent{{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(master.Fd())}}
+	if err := unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, int(ev[0].Fd), &ev[0]); err != nil {
+		_ = unix.Close(fd)
+		return -1, false, fmt.Errorf("watch pty: %w", os.NewSyscallError("epoll_ctl", err))
+	}
+	n, err := unix.EpollWait(fd, ev, 0)
+	return fd, err != nil || n > 0 && ev[0].Events&unix.EPOLLIN != 0, nil
 }
 
 // Close frees what New allocated. Run does it by itself.

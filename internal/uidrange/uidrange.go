@@ -48,6 +48,16 @@ type Range struct {
 	locks       []*pathlock.Lock
 }
 
+// Files are the open lock files by which the range is held (package pathlock). They
+// stay owned by the range.
+func (r *Range) Files() []*os.File {
+	var out []*os.File
+	for _, l := range r.locks {
+		out = append(out, l.Files()...)
+	}
+	return out
+}
+
 // Close gives the range back. Closing twice is harmless.
 func (r *Range) Close() {
 	if r == nil {

@@ -30,7 +30,7 @@ func (e *entry) list(u passwd, programs, args, env []string) (*rawList, error) {
 	l.add(rawMust, "become opaque", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
 	action := hold(l, new([64]byte)) // SIG_DFL, no flags, empty mask, on every architecture
 	for sig := uintptr(1); sig <= 64; sig++ {
-		l.add(rawTry, "", unix.SYS_RT_SIGACTION, sig, action, 0, sigsetSize)
+		l.add(rawTry, "", unix.SYS_RT_SIGACTION, sig, action, 0, SigsetSize)
 	}
 	for i := range e.Rlimits {
 		r := e.Rlimits[i]
@@ -64,7 +64,7 @@ func (e *entry) list(u passwd, programs, args, env []string) (*rawList, error) {
 		}
 		l.add(rawTry, "", unix.SYS_CHDIR, p)
 	}
-	l.add(rawMust, "unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, hold(l, new([16]byte)), 0, sigsetSize)
+	l.add(rawMust, "unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, hold(l, new([16]byte)), 0, SigsetSize)
 	argv, err := l.texts(args)
 	if err != nil {
 		return nil, err

@@ -298,7 +298,7 @@ func tryExec(programs []string, argv0 func(string) string, args, env []string, n
 func defaultSignals() {
 	action := [64]byte{} // SIG_DFL, no flags, empty mask, on every architecture
 	for sig := uintptr(1); sig <= 64; sig++ {
-		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&action)), 0, sigsetSize, 0, 0)
+		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&action)), 0, SigsetSize, 0, 0)
 	}
 }
 

@@ -35,7 +35,7 @@ func NewExport(path string, base uint32) (*Export, error) {
 		return e, nil
 	case errors.Is(err, ErrExported): // the other's
 	default:
-		e.Close()
+		e.close()
 	}
 	return nil, err
 }
@@ -104,11 +104,9 @@ func DropStale(path string) error {
 	return Unmount(path)
 }
 
-// Close takes the mount away.
-func (e *Export) Close() {
-	if e.tree >= 0 {
-		_ = unix.Close(e.tree)
-	}
+// close takes back what has been made of it.
+func (e *Export) close() {
+	e.CloseTree()
 	if e.mounted {
 		_ = Unmount(e.path)
 	}
@@ -116,6 +114,23 @@ func (e *Export) Close() {
 	if e.lock != nil {
 		_ = e.lock.Close()
 	}
+}
+
+// Lock is the lock on the mount. It is to be held until RemoveExport.
+func (e *Export) Lock() *os.File { return e.lock }
+
+// CloseTree lets go of what only the machine's start needs.
+func (e *Export) CloseTree() {
+	if e.tree >= 0 {
+		_ = unix.Close(e.tree)
+		e.tree = -1
+	}
+}
+
+// RemoveExport takes the mount away.
+func RemoveExport(path string) {
+	_ = Unmount(path)
+	_ = os.Remove(path)
 }
 
 // unixExport shows the machine's exports in it, where its root may write.

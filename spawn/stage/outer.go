@@ -134,6 +134,19 @@ func (c *Container) Close() {
 	c.closeFiles()
 }
 
+// Adopt is a machine that another program has started.
+func Adopt(pid, pidfd int, master, notify *os.File) *Container {
+	return &Container{PID: pid, PIDFD: pidfd, Master: master, Notify: notify, hostns: -1, hostDir: -1}
+}
+
+// Portable tells whether the machine can be adopted: nothing but descriptors is
+// left of its start.
+func (c *Container) Portable() bool { return len(c.works) == 0 }
+
+// Do runs f on the thread whose child the machine's first process is. The machine dies
+// with that thread, so that it has to be the one that executes another program.
+func (c *Container) Do(f func() error) error { return c.do(f) }
+
 // do runs f on the thread that holds the machine's first mount namespace.
 func (c *Container) do(f func() error) error {
 	result := make(chan error, 1)

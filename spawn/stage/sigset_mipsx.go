@@ -2,5 +2,5 @@
 
 package stage
 
-// sigsetSize is the kernel's sizeof(sigset_t), in bytes.
-const sigsetSize = 16
+// SigsetSize is the kernel's sizeof(sigset_t), in bytes.
+const SigsetSize = 16
