@@ -11,10 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machined/internal/pack"
+	"machined/internal/sys"
 )
 
 // stubGrace is how long processes have to end before the stub gives up on them.
 const stubGrace = 90 * time.Second
+
+// stubCalm is how long the stub runs before it gives back what only its start needed.
+const stubCalm = 2 * time.Second
 
 // rtmin is SIGRTMIN as the C library counts.
 const rtmin = 34
@@ -119,6 +123,7 @@ const exitSignaled = 255
 
 func (s *stub) loop(signals chan os.Signal) int {
 	var deadline <-chan time.Time
+	calm := time.After(stubCalm)
 	status := 0
 	for {
 		for {
@@ -149,6 +154,8 @@ func (s *stub) loop(signals chan os.Signal) int {
 		select {
 		case <-deadline:
 			return s.finish()
+		case <-calm:
+			sys.DropCode()
 		case sig := <-signals:
 			n, _ := sig.(syscall.Signal)
 			cmd := rebootCommand(n)

@@ -1,4 +1,4 @@
-package spawn
+package sys
 
 import (
 	"bufio"
@@ -29,10 +29,10 @@ func TestCodeMappings(t *testing.T) {
 	}
 }
 
-func TestSettle(t *testing.T) {
-	settle()
+func TestDropCode(t *testing.T) {
+	DropCode()
 	// The code that is left has to be readable again.
 	if got := strings.Repeat("ab", 2); got != "abab" {
-		t.Errorf("after settling: got %q", got)
+		t.Errorf("after dropping the code: got %q", got)
 	}
 }
