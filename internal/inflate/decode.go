@@ -113,13 +113,11 @@ func (z *Reader) run() (done bool, err error) {
 		end := made + length
 		switch {
 		case back >= 8:
-			for {
+			// Most are shorter than this, and a branch for each word is one too many.
+			binary.LittleEndian.PutUint64(out[made:made+8], binary.LittleEndian.Uint64(out[from:from+8]))
+			binary.LittleEndian.PutUint64(out[made+8:made+16], binary.LittleEndian.Uint64(out[from+8:from+16]))
+			for made, from = made+16, from+16; made < end; made, from = made+8, from+8 {
 				binary.LittleEndian.PutUint64(out[made:made+8], binary.LittleEndian.Uint64(out[from:from+8]))
-				made += 8
-				from += 8
-				if made >= end {
-					break
-				}
 			}
 		case back == 1:
 			v := uint64(out[from]) * 0x0101010101010101

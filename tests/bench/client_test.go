@@ -34,6 +34,8 @@ func benchClient() {
 		err = runTimer()
 	case "mix":
 		err = runMix(words[1:])
+	case "serve":
+		err = serve()
 	case "CreateMachine", "RegisterMachine":
 		err = runMaker(words[0], words[1:])
 	default:

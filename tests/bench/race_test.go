@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strconv"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,12 +41,14 @@ type runner struct {
 	ready func() // called before each turn
 }
 
-// timedCommand is what the timer in the host is told. before and After are for a
+// timedCommand is what the timer in the host is told. Warm, Before and After are for a
 // shell there, and not timed.
 type timedCommand struct {
 	Argv          []string
+	Warm          string // in the place of a first run that does not count
 	Before, After string
 	Count         int
+	Unit          string // whose processes' memory is looked at meanwhile, below the cgroups' root
 }
 
 // race times commands in turns, so that what else the machine does falls on all,
@@ -54,15 +56,22 @@ type timedCommand struct {
 // program in the host has the clock, and b.Loop is no use.
 func race(b *testing.B, name string, turns, each int, runners ...runner) {
 	b.Helper()
-	took := map[host.Impl][]float64{}
+	took, memory := map[host.Impl][]float64{}, map[host.Impl][]float64{}
 	for range turns {
 		for _, r := range runners {
 			if r.ready != nil {
 				r.ready()
 			}
 			r.Count = each
-			took[r.impl] = append(took[r.impl], r.time(b)...)
+			times, peaks := r.measure(b)
+			took[r.impl] = append(took[r.impl], times...)
+			if r.Unit != "" {
+				memory[r.impl] = append(memory[r.impl], slices.Max(peaks))
+			}
 		}
+	}
+	for impl, all := range memory {
+		record(name+", memory", "MiB", impl, all...)
 	}
 	for impl, all := range took {
 		record(name, "ms", impl, all...)
@@ -70,9 +79,16 @@ func race(b *testing.B, name string, turns, each int, runners ...runner) {
 	}
 }
 
-// time runs the command and returns how long each run took, in ms, but for the first,
-// which finds nothing in any cache.
+// time runs the command and returns how long each run took, in ms.
 func (r runner) time(b *testing.B) []float64 {
+	b.Helper()
+	times, _ := r.measure(b)
+	return times
+}
+
+// measure runs the command and returns how long each run took, in ms, but for the first,
+// which finds nothing in any cache, and the most memory of the unit in it, in MiB.
+func (r runner) measure(b *testing.B) (times, peaks []float64) {
 	b.Helper()
 	spec, err := json.Marshal(r.timedCommand)
 	if err != nil {
@@ -84,15 +100,17 @@ func (r runner) time(b *testing.B) []float64 {
 	if res.Exit != 0 {
 		b.Fatalf("%s: %v", r.impl, res)
 	}
-	var out []float64
-	for _, field := range strings.Fields(res.Stdout) {
-		ns, err := strconv.ParseInt(field, 10, 64)
-		if err != nil {
+	for line := range strings.Lines(res.Stdout) {
+		var ns, peak int64
+		if _, err := fmt.Sscan(line, &ns, &peak); err != nil {
 			b.Fatal(err)
 		}
-		out = append(out, float64(ns)/1e6)
+		times, peaks = append(times, float64(ns)/1e6), append(peaks, float64(peak)/1024)
 	}
-	return out[1:]
+	if r.Warm == "" {
+		times, peaks = times[1:], peaks[1:]
+	}
+	return times, peaks
 }
 
 // runTimer is the timer in the host.
@@ -101,23 +119,31 @@ func runTimer() error {
 	if err := json.NewDecoder(os.Stdin).Decode(&c); err != nil {
 		return err
 	}
-	for range c.Count + 1 {
+	if err := shell(c.Warm); err != nil {
+		return err
+	}
+	if c.Warm == "" {
+		c.Count++
+	}
+	for range c.Count {
 		if err := shell(c.Before); err != nil {
 			return err
 		}
 		cmd := exec.Command(c.Argv[0], c.Argv[1:]...)
 		var text bytes.Buffer
 		cmd.Stderr = &text
+		peak := watchMemory(c.Unit)
 		start := time.Now()
 		err := cmd.Run()
 		took := time.Since(start)
+		kib := peak()
 		if err != nil {
 			return fmt.Errorf("%q: %w: %s", c.Argv, err, text.String())
 		}
 		if err := shell(c.After); err != nil {
 			return err
 		}
-		fmt.Println(took.Nanoseconds())
+		fmt.Println(took.Nanoseconds(), kib)
 	}
 	return nil
 }
