@@ -165,6 +165,9 @@ func removeAtOnce(path string, st fs.FileInfo) error {
 	}
 	temp := filepath.Join(dir, TempName(filepath.Base(path)))
 	if err := renameNew(path, temp); err != nil {
+		if errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.ENOSPC) {
+			return RemoveTree(path) // there is no room for another name, and this makes some
+		}
 		return err
 	}
 	if err := syncDir(dir); err != nil {

@@ -91,6 +91,8 @@ func (l Locks) Image(path string, exclusive bool) (*Lock, error) {
 			lock.files = append(lock.files, local)
 		case !exclusive && (errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)):
 			// a vendor's image on a medium that cannot be written; the global lock does
+		case errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.ENOSPC):
+			// nor has anybody else room for that file, and removing images makes room
 		default:
 			return nil, fmt.Errorf("lock image %q: %w", path, err)
 		}
