@@ -129,10 +129,29 @@ static int unread(void) {
         return poll(&theirs, 1, 0) > 0;
 }
 
+static long long milliseconds(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+/* sign_of_life tells the service manager that we live, when it is time. It returns how long there is until the next
+ * one, in milliseconds: what else happens must not put it off. */
+static int sign_of_life(void) {
+        static long long next;
+        if (known[WATCHDOG] < 0 || known[EVERY] <= 0)
+                return -1;
+        long long now = milliseconds();
+        if (now >= next) {
+                (void)!write((int)known[WATCHDOG], "WATCHDOG=1", 10);
+                next = now + known[EVERY];
+        }
+        return (int)(next - now);
+}
+
 static void stand_by(void) {
         pid_t helper = -1;
         int wanted = 1, failures = 0; /* the first helper sees whether a signal was missed */
-        int every = known[WATCHDOG] >= 0 && known[EVERY] > 0 ? (int)known[EVERY] : -1;
         fds[0] = (struct pollfd){ (int)known[SIGNALS], POLLIN, 0 };
         fds[1] = (struct pollfd){ (int)known[LEADER_FD], POLLIN, 0 };
         for (;;) {
@@ -142,11 +161,11 @@ static void stand_by(void) {
                         wanted = 0;
                 } else if (wanted && helper < 0)
                         pause_briefly(); /* no memory for one now */
-                int n = poll(fds, helper > 0 ? BASE : BASE + events, wanted ? 100 : every);
-                if (n < 0)
+                int left = sign_of_life();
+                if (wanted && (left < 0 || left > 100))
+                        left = 100;
+                if (poll(fds, helper > 0 ? BASE : BASE + events, left) < 0)
                         continue;
-                if (n == 0 && !wanted && write((int)known[WATCHDOG], "WATCHDOG=1", 10) < 0)
-                        wanted = 1;
                 if (fds[0].revents) {
                         struct signalfd_siginfo info;
                         if (read(fds[0].fd, &info, sizeof info) == sizeof info) {
