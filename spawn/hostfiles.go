@@ -61,7 +61,7 @@ func hostEnv() []string {
 
 // imageID reads /etc/machine-id of the image without leaving it.
 func (m *machine) imageID() ([16]byte, bool) {
-	if m.plan.Root.Path == "" {
+	if m.plan.Root.Path == "" || m.opts.Volatile == "yes" { // then its /etc is not seen
 		return [16]byte{}, false
 	}
 	root, err := unix.Open(m.plan.Root.Path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

@@ -25,7 +25,8 @@ func (m *machine) makePlan() error {
 	if p.Hostname == "" {
 		p.Hostname = o.Machine
 	}
-	p.Root = stage.Root{ReadOnly: o.ReadOnly, Volatile: o.Volatile, PivotNew: o.PivotNew, PivotOld: o.PivotOld, Ownership: o.Ownership}
+	// What is written over a read-only root by --volatile=overlay is gone at the end.
+	p.Root = stage.Root{ReadOnly: o.ReadOnly && o.Volatile != "overlay", Volatile: o.Volatile, PivotNew: o.PivotNew, PivotOld: o.PivotOld, Ownership: o.Ownership}
 	p.PrivateNet, p.NetnsPath = o.PrivateNet, o.NetnsPath
 	p.NewNet = o.PrivateNet && o.NetnsPath == ""
 	p.ShareIPC, p.SharePID, p.ShareUTS = o.Knobs.ShareIPC, o.Knobs.SharePID, o.Knobs.ShareUTS

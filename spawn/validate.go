@@ -85,6 +85,9 @@ func (o *Options) Validate() error {
 		if m.Bind.Bad != "" {
 			return fmt.Errorf("Invalid bind mount option: %s", m.Bind.Bad)
 		}
+		if p := path.Clean(m.Destination); strings.HasPrefix(p, "/proc/") && m.Kind == settings.MountOverlay {
+			return fmt.Errorf("Cannot mount an overlay on %s: /proc is mounted when the machine no longer sees the host's directories.", m.Destination)
+		}
 		if path.Clean(m.Destination) == "/" && (o.Userns() && o.Users.Mode == settings.UserPick || o.Ownership != "off") {
 			return fmt.Errorf("--private-users-ownership=%s may not be combined with custom root mounts.", o.Ownership)
 		}

@@ -26,6 +26,8 @@ type bus struct {
 	stops chan struct{}
 	// control is the connection on which PID 1 says that the scope is to stop.
 	control *control
+	// watching is the connection on which PID 1 tells of jobs and units already.
+	watching *godbus.Conn
 }
 
 func newBus() *bus { return &bus{stops: make(chan struct{}, 1)} }
@@ -180,6 +182,24 @@ func coredumps(ctx context.Context, conn *godbus.Conn, r spawn.Registration) []p
 	return []property{{"CoredumpReceive", godbus.MakeVariant(true)}}
 }
 
+// watch has PID 1 tell of jobs and units, once: a machine that reboots gets a new
+// scope by the same connection.
+func (b *bus) watch(ctx context.Context, conn *godbus.Conn) error {
+	if b.watching == conn {
+		return nil
+	}
+	for _, member := range []string{"JobRemoved", "UnitRemoved"} {
+		if err := conn.AddMatchSignalContext(ctx, godbus.WithMatchInterface(managerName), godbus.WithMatchMember(member)); err != nil {
+			return err
+		}
+	}
+	if err := conn.Object(systemdName, systemdPath).CallWithContext(ctx, managerName+".Subscribe", 0).Err; err != nil {
+		return err
+	}
+	b.watching = conn
+	return nil
+}
+
 // Scope makes a scope at PID 1, where that is systemd.
 func (b *bus) Scope(ctx context.Context, r spawn.Registration) (bool, error) {
 	if _, err := os.Stat(systemdRun); err != nil {
@@ -196,13 +216,8 @@ func (b *bus) Scope(ctx context.Context, r spawn.Registration) (bool, error) {
 	signals := make(chan *godbus.Signal, 64)
 	conn.Signal(signals)
 	defer conn.RemoveSignal(signals)
-	match := []godbus.MatchOption{godbus.WithMatchInterface(managerName), godbus.WithMatchMember("JobRemoved")}
-	if err := conn.AddMatchSignalContext(ctx, match...); err != nil {
-		return false, err
-	}
-	match = []godbus.MatchOption{godbus.WithMatchInterface(managerName), godbus.WithMatchMember("UnitRemoved")}
-	if err := conn.AddMatchSignalContext(ctx, match...); err != nil {
-		return false, err
+	if err := b.watch(ctx, conn); err != nil {
+		return false, plain(err)
 	}
 	props := append([]property{
 		{"Description", godbus.MakeVariant("Container " + r.Name)},
@@ -210,12 +225,8 @@ func (b *bus) Scope(ctx context.Context, r spawn.Registration) (bool, error) {
 		{"Slice", godbus.MakeVariant("machine.slice")},
 		{"Delegate", godbus.MakeVariant(true)},
 		{"CollectMode", godbus.MakeVariant("inactive-or-failed")},
-		{"AddRef", godbus.MakeVariant(true)},
 	}, append(append(extra, b.controller()...), coredumps(ctx, conn, r)...)...)
 	manager := conn.Object(systemdName, systemdPath)
-	if err := manager.CallWithContext(ctx, managerName+".Subscribe", 0).Err; err != nil {
-		return false, plain(err)
-	}
 	var job godbus.ObjectPath
 	start := func() error {
 		return manager.CallWithContext(ctx, managerName+".StartTransientUnit", 0, scopeName(r.Name), "fail", props, []struct {

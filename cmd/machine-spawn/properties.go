@@ -3,11 +3,12 @@ package main
 import (
 	"fmt"
 	"math"
+	"net/netip"
 	"strconv"
 	"strings"
-	"time"
 
 	godbus "github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 
 	"machined/spawn/settings"
 )
@@ -16,20 +17,25 @@ import (
 // (systemd.resource-control(5), systemd.kill(5), systemd.unit(5)).
 var kinds = map[string]string{
 	"Description": "text", "Slice": "text", "DevicePolicy": "text", "KillMode": "text", "CollectMode": "text",
-	"ManagedOOMSwap": "text", "ManagedOOMMemoryPressure": "text", "OOMPolicy": "text",
+	"ManagedOOMSwap": "text", "ManagedOOMMemoryPressure": "text", "OOMPolicy": "text", "ManagedOOMPreference": "text",
+	"MemoryPressureWatch": "text", "User": "text", "Group": "text",
 	"CPUAccounting": "bool", "MemoryAccounting": "bool", "IOAccounting": "bool", "TasksAccounting": "bool",
 	"IPAccounting": "bool", "Delegate": "bool", "SendSIGKILL": "bool", "SendSIGHUP": "bool", "DefaultDependencies": "bool",
 	"CoredumpReceive": "bool", "MemoryZSwapWriteback": "bool",
 	"MemoryMin": "size", "MemoryLow": "size", "MemoryHigh": "size", "MemoryMax": "size", "MemorySwapMax": "size",
 	"MemoryZSwapMax": "size", "TasksMax": "size", "DefaultMemoryLow": "size", "DefaultMemoryMin": "size", "MemoryLimit": "size",
 	"CPUWeight": "weight", "StartupCPUWeight": "weight", "IOWeight": "weight", "StartupIOWeight": "weight", "CPUShares": "weight",
-	"BlockIOWeight": "weight",
-	"CPUQuota":      "quota",
-	"AllowedCPUs":   "cpus", "AllowedMemoryNodes": "cpus",
+	"BlockIOWeight":    "weight",
+	"StartupMemoryLow": "size", "StartupMemoryHigh": "size", "StartupMemoryMax": "size", "StartupMemorySwapMax": "size",
+	"CPUQuota":    "quota",
+	"AllowedCPUs": "cpus", "AllowedMemoryNodes": "cpus", "StartupAllowedCPUs": "cpus", "StartupAllowedMemoryNodes": "cpus",
+	"IPAddressAllow": "addresses", "IPAddressDeny": "addresses",
+	"DisableControllers": "units", "Documentation": "units",
 	"KillSignal": "signal", "RestartKillSignal": "signal", "FinalKillSignal": "signal",
-	"TimeoutStopSec": "span", "RuntimeMaxSec": "span",
-	"DeviceAllow": "device",
-	"After":       "units", "Before": "units", "Requires": "units", "Wants": "units", "BindsTo": "units", "PartOf": "units", "Conflicts": "units",
+	"TimeoutStopSec": "span", "RuntimeMaxSec": "span", "CPUQuotaPeriodSec": "span", "RuntimeRandomizedExtraSec": "span",
+	"MemoryPressureThresholdSec": "span",
+	"DeviceAllow":                "device",
+	"After":                      "units", "Before": "units", "Requires": "units", "Wants": "units", "BindsTo": "units", "PartOf": "units", "Conflicts": "units",
 	"RequiresMountsFor": "units",
 	"IODeviceWeight":    "perdevice", "IOReadBandwidthMax": "perdevice", "IOWriteBandwidthMax": "perdevice",
 	"IOReadIOPSMax": "perdevice", "IOWriteIOPSMax": "perdevice",
@@ -102,15 +108,12 @@ func unitProperty(assignment string) (property, error) {
 		}
 		return make(int32(sig))
 	case "span":
-		d, err := time.ParseDuration(value)
-		if n, numErr := strconv.ParseFloat(value, 64); numErr == nil {
-			d, err = time.Duration(n*float64(time.Second)), nil
-		}
-		if err != nil || d < 0 {
-			return bad(fmt.Errorf("%q is no time span", value))
+		usec, err := settings.ParseSpan(value)
+		if err != nil {
+			return bad(err)
 		}
 		name = strings.TrimSuffix(name, "Sec") + "USec"
-		return make(uint64(d.Microseconds()))
+		return make(usec)
 	case "device":
 		path, access, _ := strings.Cut(value, " ")
 		if access == "" {
@@ -126,6 +129,51 @@ func unitProperty(assignment string) (property, error) {
 		return make([]deviceNumber{{path, n}})
 	case "units":
 		return make(strings.Fields(value))
+	case "addresses":
+		list, err := prefixes(value)
+		if err != nil {
+			return bad(err)
+		}
+		return make(list)
 	}
 	return property{}, fmt.Errorf("Unknown assignment: %s", assignment)
+}
+
+// ipPrefix is an address range as PID 1 takes it.
+type ipPrefix struct {
+	Family  int32
+	Address []byte
+	Length  uint32
+}
+
+// prefixWords are the names that address ranges have (systemd.resource-control(5)).
+var prefixWords = map[string][]string{
+	"any": {"0.0.0.0/0", "::/0"}, "localhost": {"127.0.0.0/8", "::1/128"},
+	"link-local": {"169.254.0.0/16", "fe80::/64"}, "multicast": {"224.0.0.0/4", "ff00::/8"},
+}
+
+// prefixes reads addresses with or without the length of a prefix, and words.
+func prefixes(s string) ([]ipPrefix, error) {
+	list := []ipPrefix{}
+	for _, w := range strings.Fields(s) {
+		texts, ok := prefixWords[w]
+		if !ok {
+			texts = []string{w}
+		}
+		for _, text := range texts {
+			p, err := netip.ParsePrefix(text)
+			if a, plain := netip.ParseAddr(text); plain == nil && a.Zone() == "" {
+				p, err = netip.PrefixFrom(a, a.BitLen()), nil
+			}
+			if err != nil {
+				return nil, fmt.Errorf("%q is no address range", w)
+			}
+			family := int32(unix.AF_INET)
+			if p.Addr().Is6() {
+				family = unix.AF_INET6
+			}
+			list = append(list, ipPrefix{family, p.Addr().AsSlice(), uint32(p.Bits())})
+		}
+	}
+	return list, nil
 }

@@ -189,3 +189,12 @@ func timespan(s string, def float64) (uint64, error) {
 	}
 	return uint64(total), nil
 }
+
+// ParseSpan reads a time such as "1min 30s", or a number of seconds, or "infinity",
+// in microseconds.
+func ParseSpan(s string) (uint64, error) {
+	if s == "infinity" {
+		return math.MaxUint64, nil
+	}
+	return timespan(s, 1e6)
+}

@@ -55,7 +55,7 @@ func (o *outer) apiMounts() error {
 		return o.hostCgroups()
 	}
 	attrs := nosuid | nodev | noexec
-	if o.plan.APIVFS == "no" {
+	if o.plan.APIVFS != "yes" {
 		attrs |= readonly
 	}
 	if err := t.mountFS("/sys", "sysfs", attrs); err != nil {

@@ -14,6 +14,10 @@ import (
 // inProc tells whether a mount has to wait for the machine's own /proc.
 func inProc(p string) bool { return within(p, "/proc") || within(p, "/sys") }
 
+// late tells whether a bind mount lies on the machine's own /proc, which is there
+// when the host's files no longer are: its source is the machine's, as with stock.
+func (m *Mount) late() bool { return m.Kind == "bind" && m.Dest != "/proc" && within(m.Dest, "/proc") }
+
 // customMounts does the mounts that the user asked for, shorter paths first.
 func (o *outer) customMounts() error {
 	for i := range o.plan.Mounts {
@@ -21,7 +25,7 @@ func (o *outer) customMounts() error {
 		if m.Dest == "/" {
 			continue
 		}
-		if inProc(m.Dest) && (m.Kind == "inaccessible" || m.Kind == "tmpfs") {
+		if inProc(m.Dest) && (m.Kind == "inaccessible" || m.Kind == "tmpfs") || m.late() {
 			continue // the inner stage does those
 		}
 		if err := o.mountCustom(m); err != nil {
@@ -237,21 +241,10 @@ func (o *outer) setMap(mount, userns int, recursive bool) error {
 
 func (o *outer) tmpfsMount(m *Mount) (int, error) {
 	attrs, opts := splitAttrs(parseOptions("nodev,strictatime," + m.Options))
-	has := map[string]bool{}
-	for _, p := range opts {
-		has[p.key] = true
-	}
 	if m.Options == "" { // else the file system's default, as with mount(8)
 		opts = append(opts, option{"mode", "0755"})
 	}
-	if o.shifted {
-		id := strconv.FormatUint(uint64(o.base), 10)
-		for _, key := range []string{"uid", "gid"} {
-			if !has[key] {
-				opts = append(opts, option{key, id})
-			}
-		}
-	}
+	opts = o.shiftOwner(opts)
 	if m.ReadOnly {
 		attrs |= readonly
 	}

@@ -113,16 +113,22 @@ func (o *outer) copyHost(p, source string) error {
 	return o.root.write(p, data[:n], 0o644)
 }
 
-// bindFollow binds onto what p points to inside the machine, which must exist.
+// bindFollow binds onto what p points to inside the machine; onto p itself where it
+// is a link to nothing.
 func (o *outer) bindFollow(p, source string) error {
 	src, err := unix.Open(source, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: source, Err: err}
 	}
 	defer unix.Close(src)
-	o.asMachineRoot()
-	target, err := o.root.node(p)
-	o.asHost()
+	target, err := o.root.open(p, unix.O_PATH, 0)
+	if errors.Is(err, unix.ENOENT) && o.root.lexists(p) {
+		target, err = o.root.open(p, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	} else if err != nil {
+		o.asMachineRoot()
+		target, err = o.root.node(p)
+		o.asHost()
+	}
 	if err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ func (in *inner) proc() error {
 	if in.plan.APIVFS == "yes" {
 		return nil
 	}
-	if in.plan.PrivateNet {
+	if in.plan.PrivateNet || in.plan.APIVFS == "network" {
 		if err := t.bindSelf("/proc/sys/net", true, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 			return err
 		}
@@ -84,7 +84,7 @@ func (in *inner) sysfs() error {
 			}
 		}
 		attrs := uint64(readonly | nosuid | nodev | noexec)
-		if in.plan.APIVFS != "no" {
+		if in.plan.APIVFS == "yes" { // "network" is about /proc/sys/net
 			attrs &^= readonly
 		}
 		for _, name := range []string{"block", "bus", "class", "dev", "devices", "kernel"} {
@@ -102,6 +102,9 @@ func (in *inner) sysfs() error {
 		}
 		if err := errors.Join(t.mkdir("/sys/fs/cgroup", 0o755), t.mkdir("/sys/fs/bpf", 0o755)); err != nil {
 			return err
+		}
+		if in.plan.APIVFS == "yes" {
+			return nil
 		}
 		// Not from below: a mount handed in by the host is locked.
 		return in.sealSys()
@@ -259,6 +262,35 @@ func newBootID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
+// lateBind binds a file of the machine's onto one in its /proc.
+func (in *inner) lateBind(m *Mount) error {
+	src, err := in.root.open(m.Sources[0].Path, unix.O_PATH, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return wholeError{fmt.Errorf("Failed to stat %s: %w", m.Sources[0].Path, unix.ENOENT)}
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(src)
+	mount, err := cloneTree(src, m.Recursive)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(mount)
+	if m.IDMap != "" {
+		return fmt.Errorf("owners of a mount in /proc can't be mapped: %w", unix.EINVAL)
+	}
+	if err := bindAttrs(mount, m); err != nil {
+		return err
+	}
+	target, err := in.root.open(m.Dest, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	return attach(mount, target)
+}
+
 // lateMounts are those that had to wait for our own /proc, and OCI's masks.
 func (in *inner) lateMounts() error {
 	for i := range in.plan.Mounts {
@@ -273,6 +305,13 @@ func (in *inner) lateMounts() error {
 		case "tmpfs":
 			attrs, opts := splitAttrs(parseOptions(m.Options))
 			err = in.root.mountFS(m.Dest, "tmpfs", attrs, opts...)
+		case "bind":
+			if m.late() {
+				err = in.lateBind(m)
+			}
+		}
+		if whole := (wholeError{}); errors.As(err, &whole) && !m.Graceful {
+			return err
 		}
 		if err != nil && !m.Graceful {
 			return fmt.Errorf("mount on %s: %w", m.Dest, err)

@@ -111,7 +111,16 @@ func (t tree) node(p string) (int, error) {
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return -1, &os.PathError{Op: "create", Path: p, Err: err}
 	}
-	return t.open(p, unix.O_PATH, 0)
+	if fd, err = t.open(p, unix.O_PATH, 0); errors.Is(err, unix.ENOENT) {
+		// A link that leads to nothing yet: what it names is made.
+		made, err := t.open(p, unix.O_WRONLY|unix.O_CREAT|unix.O_NONBLOCK|unix.O_NOCTTY, 0o644)
+		if err != nil {
+			return -1, err
+		}
+		_ = unix.Close(made)
+		return t.open(p, unix.O_PATH, 0)
+	}
+	return fd, err
 }
 
 // write makes the file p anew with data; a symlink in its place is replaced.

@@ -24,7 +24,7 @@ type Plan struct {
 	SharePID    bool
 	ShareUTS    bool
 	CgroupNS    bool
-	APIVFS      string // "no", "yes", "network": how much of /proc and /sys is writable
+	APIVFS      string // "no", "yes", "network": how much of /proc and /sys is writable; "network" is /proc/sys/net
 	TmpfsTmp    bool
 	Boot        bool
 	PID2        bool

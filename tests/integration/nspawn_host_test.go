@@ -23,6 +23,8 @@ func TestNspawnNetworkViews(t *testing.T) {
 			{name: "all writable", script: `SYSTEMD_NSPAWN_API_VFS_WRITABLE=yes $S` + probe, out: []string{`hostname w`, `ip_forward w`}},
 			{name: "all writable, private network", script: `SYSTEMD_NSPAWN_API_VFS_WRITABLE=yes $S --private-network` + probe, out: []string{`hostname w`, `ip_forward w`}},
 			{name: "network writable", script: `SYSTEMD_NSPAWN_API_VFS_WRITABLE=network $S --private-network` + probe, out: []string{`hostname -`, `ip_forward w`}},
+			{name: "network writable, nothing of /sys", script: `for n in "" --private-network; do SYSTEMD_NSPAWN_API_VFS_WRITABLE=network $S $n --pipe sh -c 'touch /sys/kernel/uevent_seqnum; grep -E " /(sys|sys/(block|bus|class|dev|devices|kernel)|proc/sys) rw" /proc/self/mountinfo; : >/proc/sys/net/ipv4/ip_forward && echo net'; done`,
+				out: []string{`^net\n(.*\n)*net$`, `Read-only`}, not: []string{` rw`}},
 			{name: "nothing writable", script: `SYSTEMD_NSPAWN_API_VFS_WRITABLE=no $S --private-network` + probe, out: []string{`hostname -`}},
 			{name: "users, all writable", script: `SYSTEMD_NSPAWN_API_VFS_WRITABLE=yes $S -U --private-network true`, exit: 1},
 			{name: "users, network writable, host's network", script: `SYSTEMD_NSPAWN_API_VFS_WRITABLE=network $S -U true`, exit: 1},

@@ -31,6 +31,14 @@ func TestNspawnRoots(t *testing.T) {
 			{name: "image", script: `truncate -s 160M i.raw; mkfs.btrfs -q --rootdir $T i.raw; N="systemd-nspawn -q --register=no --pipe -i $W/i.raw"
 				$N sh -c 'cat /etc/os-release; echo kept >/etc/mark'; $N cat /etc/mark; $N --read-only touch /etc/x; $N -x sh -c 'echo gone >/etc/mark'; $N cat /etc/mark`,
 				out: []string{`^ID=busybox`, `^kept\n(.|\n)*^kept$`, `Read-only`}, not: []string{`^gone$`}},
+			{name: "volatile=yes has no machine id of the image", script: `cp -a $T v; cd v; for d in bin sbin; do cp -a $d/. usr/$d/; rm -r $d; ln -s usr/$d $d; done; echo 11111111222233334444555566667777 >etc/machine-id
+				systemd-nspawn -q --register=no --pipe --volatile=yes --uuid=aaaaaaaa111142228333444455556666 -D $W/v sh -c 'echo $container_uuid'`, out: []string{`^aaaaaaaa-1111-4222-8333-444455556666$`}},
+			{name: "volatile=overlay read-only", script: `$S --pipe --volatile=overlay --read-only sh -c 'touch /x && echo written'; [ ! -e $T/x ]`, out: []string{`^written$`}},
+			{name: "a link to nothing for what is bound", script: `ln -s ../run/not/there $T/etc/resolv.conf; $S --pipe --resolv-conf=bind-host grep -c . /etc/resolv.conf; rm $T/etc/resolv.conf`,
+				out: []string{`^[1-9]`}},
+			{name: "properties of the scope", script: `systemd-nspawn -q -M props -D $T --pipe --property=IPAddressDeny=any --property=IPAddressAllow=192.0.2.0/24 --property=TimeoutStopSec=1min\ 3s --property=MemoryHigh=1G sleep 4 & sleep 2
+				systemctl show machine-props.scope -p IPAddressDeny -p IPAddressAllow -p TimeoutStopUSec -p MemoryHigh; wait`,
+				out: []string{`^IPAddressDeny=(0.0.0.0/0 ::/0|::/0 0.0.0.0/0)$`, `^IPAddressAllow=192.0.2.0/24$`, `^TimeoutStopUSec=1min 3s$`, `^MemoryHigh=1073741824$`}},
 			{name: "volatile=yes", script: `cp -a $T v; cd v; for d in bin sbin; do cp -a $d/. usr/$d/; rm -r $d; ln -s usr/$d $d; done
 				systemd-nspawn -q --register=no --pipe --volatile=yes -D $W/v sh -c 'ls -A /etc /home; touch /usr/x; touch /var/y /z && echo fresh'; ls -A $W/v`,
 				out: []string{`Read-only`, `^fresh$`}, not: []string{`^passwd$`, `^user$`, `^z$`}},
