@@ -34,8 +34,11 @@ func TestNspawnRoots(t *testing.T) {
 			{name: "volatile=yes has no machine id of the image", script: `cp -a $T v; cd v; for d in bin sbin; do cp -a $d/. usr/$d/; rm -r $d; ln -s usr/$d $d; done; echo 11111111222233334444555566667777 >etc/machine-id
 				systemd-nspawn -q --register=no --pipe --volatile=yes --uuid=aaaaaaaa111142228333444455556666 -D $W/v sh -c 'echo $container_uuid'`, out: []string{`^aaaaaaaa-1111-4222-8333-444455556666$`}},
 			{name: "volatile=overlay read-only", script: `$S --pipe --volatile=overlay --read-only sh -c 'touch /x && echo written'; [ ! -e $T/x ]`, out: []string{`^written$`}},
-			{name: "a link to nothing for what is bound", script: `ln -s ../run/not/there $T/etc/resolv.conf; $S --pipe --resolv-conf=bind-host grep -c . /etc/resolv.conf; rm $T/etc/resolv.conf`,
+			{name: "a link to nothing for what is bound", script: `ln -sfn ../run/not/there $T/etc/resolv.conf; $S --pipe --resolv-conf=bind-host grep -c . /etc/resolv.conf; rm $T/etc/resolv.conf`,
 				out: []string{`^[1-9]`}},
+			{name: "reboots", script: `for o in "" "-U -n" "-U --register=yes"; do
+				$S $o --pipe sh -c 'n=$(cat /count || echo 0); echo $((n+1)) >/count; [ -O /count ] || echo foreign; [ $n -ge 2 ] && poweroff -f; reboot -f; sleep 5' 2>/dev/null && echo "$o: $(cat $T/count 2>/dev/null)"; rm -f $T/count; done`,
+				out: []string{`^: 3$`, `^-U -n: 3$`, `^-U --register=yes: 3$`}, not: []string{`foreign`}},
 			{name: "properties of the scope", script: `systemd-nspawn -q -M props -D $T --pipe --property=IPAddressDeny=any --property=IPAddressAllow=192.0.2.0/24 --property=TimeoutStopSec=1min\ 3s --property=MemoryHigh=1G sleep 4 & sleep 2
 				systemctl show machine-props.scope -p IPAddressDeny -p IPAddressAllow -p TimeoutStopUSec -p MemoryHigh; wait`,
 				out: []string{`^IPAddressDeny=(0.0.0.0/0 ::/0|::/0 0.0.0.0/0)$`, `^IPAddressAllow=192.0.2.0/24$`, `^TimeoutStopUSec=1min 3s$`, `^MemoryHigh=1073741824$`}},
