@@ -15,6 +15,7 @@ func TestImportControl(t *testing.T) {
 	t.Parallel()
 	h := host.Boot(t, host.Config{Suite: host.Trixie})
 	const socket = "/run/systemd/io.systemd.Import"
+	h.MustRun(t, "machinectl") // stock's machined has its sockets once it runs
 	for _, c := range []struct {
 		user, script string
 		want         string // pattern of the output
