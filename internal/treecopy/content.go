@@ -15,15 +15,15 @@ const copyChunk = 16 << 20
 // Content copies the first size bytes of src to dst, which must be empty, and
 // keeps holes. progress may be nil.
 func Content(ctx context.Context, src, dst *os.File, size int64, progress func(int64)) error {
-	err := contentFD(ctx, int(src.Fd()), int(dst.Fd()), size, progress)
+	err := contentFD(ctx, int(src.Fd()), int(dst.Fd()), size, nil, progress)
 	runtime.KeepAlive(src)
 	runtime.KeepAlive(dst)
 	return err
 }
 
-func contentFD(ctx context.Context, in, out int, size int64, progress func(int64)) error {
+// contentFD is Content; buf is what it copies by where the kernel does not, nil for one of its own.
+func contentFD(ctx context.Context, in, out int, size int64, buf []byte, progress func(int64)) error {
 	inKernel := true
-	var buf []byte
 	for off := int64(0); off < size; {
 		data, err := unix.Seek(in, off, unix.SEEK_DATA)
 		switch {

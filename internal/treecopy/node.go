@@ -11,7 +11,7 @@ import (
 
 // smallFile is up to which size, in bytes, a file is copied by reading and
 // writing it at once, which is less work than a copy inside the kernel.
-const smallFile = 64 << 10
+const smallFile = 256 << 10
 
 // buffers are one worker's.
 type buffers struct {
@@ -328,5 +328,5 @@ func (c *copier) content(src, dst int, st *unix.Stat_t, buf *buffers) error {
 		}
 		// An odd one: it shrank, or the disk is nearly full.
 	}
-	return contentFD(c.ctx, src, dst, st.Size, c.opts.Progress)
+	return contentFD(c.ctx, src, dst, st.Size, buf.data[:], c.opts.Progress)
 }

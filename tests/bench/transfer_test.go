@@ -27,6 +27,8 @@ type transferBench struct {
 	*testing.B
 	h   *host.Host
 	use map[host.Impl]func() // puts the programs in place
+	// unit is whose memory is looked at.
+	unit string
 }
 
 // newTransferBench boots a host with a Debian's archive in /var/tmp/deb.tar.
@@ -35,7 +37,7 @@ func newTransferBench(b *testing.B) *transferBench {
 	h.OSTree(b, "deb")
 	h.Shell(b, "tar -C /var/lib/machines/deb --xattrs --acls -cf /var/tmp/deb.tar .")
 	b.Cleanup(func() { dropPool(b, h) })
-	return &transferBench{B: b, h: h, use: map[host.Impl]func(){
+	return &transferBench{B: b, h: h, unit: importdUnit, use: map[host.Impl]func(){
 		host.Stock: func() {
 			h.RunStockDaemon(b)
 			h.WriteFile(b, stockImportd, "[Service]\nExecStart=\nExecStart="+h.Stock("systemd-importd")+"\n", 0o644)
@@ -71,7 +73,7 @@ func (t *transferBench) race(name, words string, impls ...host.Impl) {
 	t.Helper()
 	c := timedCommand{
 		Argv: []string{"sh", "-c", "exec " + t.h.Stock("machinectl") + " -q " + words},
-		Warm: t.h.Stock("machinectl") + " list-transfers >/dev/null", Before: "sync", Unit: importdUnit,
+		Warm: t.h.Stock("machinectl") + " list-transfers >/dev/null", Before: "sync", Unit: t.unit,
 	}
 	var runners []runner
 	for _, impl := range impls {
@@ -162,6 +164,7 @@ for i in $(seq 100); do mkdir $i; (cd $i; head -c 10700000 /dev/urandom | split 
 	t.h.Start(b, "systemd-nspawn", "-q", "-M", "bb", "-D", "/var/lib/machines/bb", "sleep", "1000000")
 	// Registered for sure before the first daemon goes.
 	t.h.Shell(b, "until [ -e /run/systemd/machines/bb ] && machinectl status bb >/dev/null 2>&1; do sleep 0.1; done; sleep 1")
+	t.unit = "" // machined copies
 	t.race("copy-to", "copy-to bb /var/tmp/many /many-"+now, host.Stock, host.Ours)
 	t.h.Shell(b, "machinectl terminate bb; while machinectl status bb >/dev/null 2>&1; do sleep 0.1; done")
 }
