@@ -48,7 +48,7 @@ done`)
 			exit        int
 		}{
 			{query: "hosts deb", want: `^fe80::\S+ +deb\n$`},
-			{query: "ahosts deb", want: `^fe80::\S+%\d+ +STREAM deb\n(fe80\S+ .*\n){2}\d[0-9.]+ .*STREAM`},
+			{query: "ahosts deb", want: `^fe80::\S+%\d+ +STREAM `}, // the C library decides on the order
 			{query: "ahostsv4 deb", want: `^\d+\.\d+\.\d+\.\d+ +STREAM deb\n`},
 			{query: "ahostsv6 deb", want: `^fe80::\S+ +STREAM deb\n`},
 			{query: "hosts nope", exit: 2},
