@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 
 	"machined/internal/btrfs"
-	"machined/internal/durable"
 	"machined/internal/treecopy"
 
 	"golang.org/x/sys/unix"
@@ -112,15 +111,6 @@ func copyable(img Image) error {
 		return ErrNotSupported
 	}
 	return nil
-}
-
-// settled starts the writing of files while others are still copied, where that
-// spares a long wait in the end.
-func settled(dst *os.File) func(fd int) {
-	if !durable.OwnFiles(int(dst.Fd())) {
-		return nil
-	}
-	return durable.Start
 }
 
 // MakeTree makes an empty directory in an open directory for the tree of an

@@ -23,6 +23,7 @@ type copied struct {
 	subvolume bool
 	shared    bool // a snapshot: its content is on the disk as far as the original's is
 	limit     uint64
+	early     *durable.Writeback // nil: all is written in the end
 }
 
 // copyImage makes a copy of an image, or of a snapshot, under a temporary name in
@@ -47,6 +48,7 @@ func copyImage(ctx context.Context, img Image, dir, name string) (*copied, error
 
 // drop removes what has not got its name.
 func (c *copied) drop() {
+	_ = c.early.Wait()
 	if c.path != "" {
 		_ = RemoveTree(c.path)
 	}
@@ -153,7 +155,12 @@ func (c *copied) copyTree(ctx context.Context, path, dir string) error {
 	if c.shared {
 		return nil
 	}
-	return treecopy.Copy(ctx, src, c.f, treecopy.Options{SameMount: true, Settled: settled(c.f)})
+	opts := treecopy.Options{SameMount: true}
+	if durable.Late(c.f) {
+		c.early = durable.NewWriteback(c.f)
+		opts.Progress = c.early.Add
+	}
+	return treecopy.Copy(ctx, src, c.f, opts)
 }
 
 // finish gets the copy onto the disk. Nothing in it changes afterwards.
@@ -172,7 +179,8 @@ func (c *copied) finish() error {
 	if c.shared {
 		return nil
 	}
-	return durable.Tree(c.f)
+	early := c.early.Wait()
+	return errors.Join(early, durable.Tree(c.f))
 }
 
 // place gives a finished copy its name, which must be free, and its mark.

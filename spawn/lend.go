@@ -67,8 +67,13 @@ func (m *machine) interfaces(host *netlink.Handle) error {
 		if err != nil {
 			return fmt.Errorf("Failed to get device %s: %w", l.Host, linkError(err))
 		}
+		own := link.Attrs().Name // l.Host may be one of its alternative names
+		inside := l.Container
+		if inside == l.Host {
+			inside = own
+		}
 		found = append(found, link)
-		links = append(links, lentLink{link.Attrs().Index, link.Attrs().Name, l.Container})
+		links = append(links, lentLink{link.Attrs().Index, own, inside})
 	}
 	dir, err := m.noteLent(links)
 	if err != nil {

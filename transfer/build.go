@@ -11,6 +11,7 @@ import (
 
 	"machined/image"
 	"machined/internal/btrfs"
+	"machined/internal/durable"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,7 +23,7 @@ type building struct {
 	name string
 	f    *os.File
 	tree bool
-	sync *writeback // nil: nothing is written before the end
+	sync *durable.Writeback // nil: nothing is written before the end
 	// unpacked is how many bytes it was made of: of the archive or the disk image.
 	unpacked int64
 }
@@ -80,7 +81,7 @@ func (e *engine) makeTemp(tree bool) (*building, error) {
 
 // drop removes what has not been given its name.
 func (b *building) drop() {
-	_ = b.sync.wait()
+	_ = b.sync.Wait()
 	if b.path != "" {
 		_ = image.RemoveTree(b.path)
 	}
@@ -91,17 +92,26 @@ func (b *building) drop() {
 
 // flush writes what was built to the disk.
 func (e *engine) flush(b *building) error {
-	early := b.sync.wait()
+	early := b.sync.Wait()
 	if e.NoSync {
 		return nil
 	}
 	if !b.tree {
 		return b.f.Sync()
 	}
-	if err := os.NewSyscallError("syncfs", unix.Syncfs(int(b.f.Fd()))); err != nil {
-		return err
+	return errors.Join(early, durable.Tree(b.f))
+}
+
+// writer returns what Untar tells of the files that it has written; nil when
+// the disk is left to the kernel.
+func (e *engine) writer(b *building) func(bytes int64) {
+	if e.NoSync {
+		return nil
 	}
-	return early
+	if b.sync == nil {
+		b.sync = durable.NewWriteback(b.f)
+	}
+	return b.sync.Add
 }
 
 // finish gives a complete image, which flush has written, its name at path and

@@ -188,12 +188,12 @@ func (e *engine) openDirect(tree bool) (*building, error) {
 // asked for, and closes it. failed is what went wrong before.
 func (e *engine) closeDirect(b *building, failed error) error {
 	if b.f == e.Direct.Out {
-		_ = b.sync.wait()
+		_ = b.sync.Wait()
 		return failed
 	}
 	defer func() { _ = b.f.Close() }()
 	if failed != nil {
-		_ = b.sync.wait()
+		_ = b.sync.Wait()
 		return fmt.Errorf("write %q: %w", e.Direct.Path, failed)
 	}
 	if err := e.flush(b); err != nil {

@@ -28,6 +28,8 @@ type bus struct {
 	control *control
 	// watching is the connection on which PID 1 tells of jobs and units already.
 	watching *godbus.Conn
+	// scoped is the connection that refers to the scope of the last run.
+	scoped *godbus.Conn
 }
 
 func newBus() *bus { return &bus{stops: make(chan struct{}, 1)} }
@@ -225,8 +227,15 @@ func (b *bus) Scope(ctx context.Context, r spawn.Registration) (bool, error) {
 		{"Slice", godbus.MakeVariant("machine.slice")},
 		{"Delegate", godbus.MakeVariant(true)},
 		{"CollectMode", godbus.MakeVariant("inactive-or-failed")},
+		// Should the first process be gone by now, PID 1 sees the scope empty from its
+		// start, which is no event: it looks again when who refers to it goes away.
+		{"AddRef", godbus.MakeVariant(true)},
 	}, append(append(extra, b.controller()...), coredumps(ctx, conn, r)...)...)
 	manager := conn.Object(systemdName, systemdPath)
+	if b.scoped == conn { // the machine reboots, and the scope of the last run has to go
+		_ = manager.CallWithContext(ctx, managerName+".UnrefUnit", 0, scopeName(r.Name)).Err
+	}
+	b.scoped = conn
 	var job godbus.ObjectPath
 	start := func() error {
 		return manager.CallWithContext(ctx, managerName+".StartTransientUnit", 0, scopeName(r.Name), "fail", props, []struct {

@@ -13,24 +13,11 @@ import (
 // and are served by the same driver.
 const ext4Magic = 0xef53
 
-// OwnFiles says whether Start spares time on the file system of fd: one that
-// would put off writing until Tree asks for it (ext4, delalloc).
-func OwnFiles(fd int) bool {
+// Late says whether the file system of dir is one that puts off writing until Tree
+// asks for it (ext4, delalloc), so that a Writeback spares time.
+func Late(dir *os.File) bool {
 	var st unix.Statfs_t
-	return unix.Fstatfs(fd, &st) == nil && st.Type == ext4Magic
-}
-
-// startSize is from which size, in bytes, a file is worth a request of its own.
-// Most files are smaller, and most bytes are in larger ones.
-const startSize = 256 << 10
-
-// Start makes the kernel begin to write a file that is complete, and does not
-// wait for it. It is a hint: what goes wrong shows in Tree.
-func Start(fd int) {
-	var st unix.Stat_t
-	if unix.Fstat(fd, &st) == nil && st.Size >= startSize {
-		_ = unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE)
-	}
+	return unix.Fstatfs(int(dir.Fd()), &st) == nil && st.Type == ext4Magic
 }
 
 // Tree returns when all that is below dir, an open directory, is on the disk. It

@@ -214,13 +214,7 @@ func (c *copier) regular(f file, buf *buffers) (err error) {
 			return pathError("copy", d, name, err)
 		}
 	}
-	if err := c.fileAttributes(dst, f); err != nil {
-		return err
-	}
-	if c.opts.Settled != nil && st.Size > 0 {
-		c.opts.Settled(dst)
-	}
-	return nil
+	return c.fileAttributes(dst, f)
 }
 
 // attributes gives dst owner, mode, extended attributes and times of src. Either

@@ -32,9 +32,6 @@ type Options struct {
 	Enter func() error
 	// Progress is told of each piece copied, in bytes, from many goroutines.
 	Progress func(bytes int64)
-	// Settled is told of each regular file that is complete, open for writing
-	// under fd, from many goroutines.
-	Settled func(fd int)
 }
 
 // Copy copies what is in the open directory src into the open directory dst,

@@ -43,7 +43,7 @@ func TestCreateImage(t *testing.T) {
 		refused("to make debian install mmdebstrap or debootstrap", "create", "deb", "--from=debian:trixie")
 		refused("to make arch install pacstrap (package arch-install-scripts)", "create", "deb", "--from=arch")
 		refused("no such file", "create", "deb", "--from=docker-archive:/nonexistent")
-		refused("failed with code 404", "create", "deb", "--verify=no", "--from=file:///nonexistent.tar.xz")
+		refused("There is no file file:///nonexistent.tar.xz", "create", "deb", "--verify=no", "--from=file:///nonexistent.tar.xz")
 		refused("--mirror= is for distributions", "create", "deb", "--from=oci:/x", "--mirror=http://x")
 		h.WriteFile(t, "/usr/sbin/debootstrap", fakeDebootstrap, 0o755)
 		before := snapshot(t, h)

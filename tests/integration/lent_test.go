@@ -4,6 +4,7 @@ package integration
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,6 +68,13 @@ func TestLentInterfaces(t *testing.T) {
 			waitGone(t, h)
 			h.Shell(t, "systemctl reset-failed systemd-nspawn@lent 2>/dev/null || :; systemd-nspawn --cleanup -M lent")
 			unchanged(t, h, mounts)
+		}
+		// One that was named by another of its names keeps its own.
+		if got := h.Shell(t, "systemd-nspawn -q --settings=no -M lent --network-interface=li-alt cat /proc/net/dev"); !strings.Contains(got, "li0:") {
+			t.Errorf("interface li-alt in the machine: got %q, want li0", got)
+		}
+		if got := links(); got != before {
+			t.Errorf("links after li-alt came back: %q, want %q", got, before)
 		}
 	})
 }
