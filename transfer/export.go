@@ -53,7 +53,9 @@ func (e *engine) export(ctx context.Context) error {
 	}
 	e.logf(Info, "Exporting '%s', saving to '%s' with compression '%s'.", img.Path, what, format)
 	whole := wholeFile(e.File)
-	if whole { // of an older file nothing stays behind what is written
+	// Of an older file nothing stays behind what is written. A new one is left as it is:
+	// ext4 waits, when a file that was truncated is closed, until it is on its way to the disk.
+	if st, err := e.File.Stat(); whole && err == nil && st.Size() > 0 {
 		_ = e.File.Truncate(0)
 	}
 	if e.Kind == ExportOCI {
