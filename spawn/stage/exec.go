@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -324,7 +325,9 @@ func (in *inner) executeStub(programs, args, env []string) error {
 	if err := in.handOver(pid, release); err != nil {
 		return fmt.Errorf("execute stub init: %w", err)
 	}
-	return fmt.Errorf("execute stub init: %w", execFD(in.exe, []string{StubName}, stubEnv))
+	err = execFD(in.exe, []string{StubName}, stubEnv)
+	runtime.KeepAlive(in)
+	return fmt.Errorf("execute stub init: %w", err)
 }
 
 // execFD executes the open file fd (execveat(2), AT_EMPTY_PATH).

@@ -77,6 +77,9 @@ type inner struct {
 	user passwd
 	// lastPID is an open /proc/sys/kernel/ns_last_pid, 0 without.
 	lastPID int
+	// replaced is the channel of before, whose descriptor is another one's now and must
+	// not be closed.
+	replaced *Channel
 }
 
 func (in *inner) run() error {

@@ -94,15 +94,17 @@ func (in *inner) handOver(pid, release int) error {
 	if _, err := unix.Write(p[1], data); err != nil { // fits any pipe
 		return os.NewSyscallError("write", err)
 	}
-	// Out of the way of each other first; the program too.
-	high := make([]int, 3)
-	for i, fd := range []int{release, p[0], in.exe} {
+	// Out of the way of each other first; the program and the channel, which an error
+	// goes through, too.
+	high := make([]int, 4)
+	for i, fd := range []int{release, p[0], in.exe, int(in.ch.f.Fd())} {
 		var err error
 		if high[i], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 64); err != nil {
 			return os.NewSyscallError("fcntl", err)
 		}
 	}
 	in.exe = high[2]
+	in.replaced, in.ch = in.ch, &Channel{os.NewFile(uintptr(high[3]), "supervisor")}
 	_ = unix.Close(release)
 	_ = unix.Close(p[1])
 	return errors.Join(
