@@ -52,7 +52,8 @@ func TestFaults(t *testing.T) {
 ip link add fi0 type veth peer name fi1; ip link add fm0 type veth peer name fm1; ip link set fm0 up
 mksquashfs %[1]s /var/lib/machines/img.raw -quiet -no-progress -comp gzip >/dev/null
 mkdir -p /run/systemd/nspawn`, tree))
-	f := faults{h: h, rnd: rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0)), samples: 3}
+	// The same samples each time, so that a run says something of the change; `make faults` takes every call.
+	f := faults{h: h, rnd: rand.New(rand.NewPCG(1, 0)), samples: 3}
 	if n, err := strconv.Atoi(os.Getenv("MACHINED_TEST_FAULTS")); err == nil {
 		f.samples = n
 	} else if os.Getenv("MACHINED_TEST_FAULTS") == "all" {
