@@ -133,3 +133,59 @@ func TestSubvolumes(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 }
+
+// TestSubvolumeCloneAtOnce is about subvolumes where nothing is counted: no name but the clone's
+// is ever there, and what is in its place stays.
+func TestSubvolumeCloneAtOnce(t *testing.T) {
+	pool := onBtrfs(t)
+	ctx := context.Background()
+	s := NewStore(Config{SearchPath: []string{pool}, PoolDir: pool, NspawnDirs: []string{}, LockDir: t.TempDir(), NoHost: true})
+	dir, err := os.Open(pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = dir.Close() }()
+	for _, name := range []string{"flat", "deep"} {
+		if err := MakeTree(dir, name); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(pool, name, "etc/f"), "x")
+	}
+	write(t, filepath.Join(pool, "flat.nspawn"), "[Exec]\n")
+	deep, err := os.Open(filepath.Join(pool, "deep"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = btrfs.Create(deep, "inner")
+	_ = deep.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, atOnce := range map[string]bool{"flat": true, "deep": false} {
+		img, err := s.Get(ctx, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if done, err := s.cloneAtOnce(img, name+"-1", true); done != atOnce || err != nil {
+			t.Errorf("clone of %s at once = %v, %v, want %v", name, done, err, atOnce)
+		}
+		if err := s.Clone(ctx, name, name+"-2", true); err != nil {
+			t.Error(err)
+		}
+		if made, err := s.Get(ctx, name+"-2"); err != nil || made.Type != TypeSubvolume || !made.ReadOnly {
+			t.Errorf("clone = %+v, %v", made, err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(pool, "flat-2.nspawn")); err != nil {
+		t.Error(err)
+	}
+	mkdirs(t, pool, "taken")
+	flat, err := s.Get(ctx, "flat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.cloneAtOnce(flat, "taken", false); !errors.Is(err, ErrExists) {
+		t.Errorf("clone over a directory = %v, want ErrExists", err)
+	}
+	leftovers(t, pool)
+}

@@ -63,6 +63,16 @@ func (s *Store) CloneWith(ctx context.Context, name, newName string, opts CloneO
 		}
 		return syncDir(s.cfg.PoolDir)
 	}
+	if !opts.NewIdentity {
+		if done, err := s.cloneAtOnce(img, newName, opts.ReadOnly); err != nil {
+			return fail(err)
+		} else if done {
+			if err := s.cloneAuxiliary(ctx, img, newName); err != nil {
+				return fail(err)
+			}
+			return nil
+		}
+	}
 	if opts.Overlay {
 		err := s.cloneLayers(img, newName, opts)
 		switch {
@@ -102,6 +112,43 @@ func (s *Store) CloneWith(ctx context.Context, name, newName string, opts CloneO
 	return syncDir(s.cfg.PoolDir)
 }
 
+// cloneAtOnce makes the clone by one step of the file system, where one is enough: a
+// snapshot of a subvolume with none nested in it, on a file system that counts
+// nothing. The kernel has it on the disk, as a whole, before that returns. False says
+// that it takes more than that.
+func (s *Store) cloneAtOnce(img Image, newName string, readOnly bool) (bool, error) {
+	if img.Type != TypeSubvolume || img.Limit != Unknown {
+		return false, nil
+	}
+	src, err := os.Open(img.Path)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = src.Close() }()
+	pool, err := os.Open(s.cfg.PoolDir)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = pool.Close() }()
+	if !btrfs.IsSubvolume(src) || !btrfs.IsBtrfs(pool) {
+		return false, nil
+	}
+	if _, err := btrfs.Quota(src); err == nil {
+		return false, nil
+	}
+	if nested, err := btrfs.Nested(src); err != nil || nested {
+		return false, err
+	}
+	err = btrfs.Snapshot(src, pool, newName, readOnly)
+	switch {
+	case errors.Is(err, unix.EXDEV):
+		return false, nil
+	case errors.Is(err, unix.EEXIST):
+		return false, fmt.Errorf("%w: %q", ErrExists, filepath.Join(s.cfg.PoolDir, newName))
+	}
+	return err == nil, err
+}
+
 // copyable returns an error for images of which no copy can be made.
 func copyable(img Image) error {
 	switch {
@@ -132,6 +179,8 @@ func MakeTree(dir *os.File, name string) error {
 	return nil
 }
 
+// cloneAuxiliary copies the files that lie beside an image for its clone, and has
+// their names on the disk.
 func (s *Store) cloneAuxiliary(ctx context.Context, img Image, newName string) error {
 	copied := img
 	copied.Name = newName
@@ -152,7 +201,13 @@ func (s *Store) cloneAuxiliary(ctx context.Context, img Image, newName string) e
 			_ = dstDir.Close()
 		}
 		_ = srcDir.Close()
-		if err != nil && !errors.Is(err, unix.EEXIST) {
+		if errors.Is(err, unix.EEXIST) {
+			continue
+		}
+		if err == nil {
+			err = syncDir(filepath.Dir(to[i]))
+		}
+		if err != nil {
 			return err
 		}
 	}

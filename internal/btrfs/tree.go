@@ -70,10 +70,23 @@ func each(root *os.File, f func(path string, holder *os.File, name string) error
 	return nil
 }
 
+// Nested says whether subvolumes lie in a subvolume, as far as the caller may know.
+func Nested(dir *os.File) (bool, error) {
+	info, err := Info(dir)
+	if err != nil {
+		return false, err
+	}
+	children, err := Children(dir, info.ID)
+	if errors.Is(err, unix.EPERM) {
+		err = nil
+	}
+	return len(children) > 0, err
+}
+
 // SnapshotTree makes a snapshot of source with all that is nested in it.
 func SnapshotTree(source, dir *os.File, name string, readOnly bool) error {
-	nested := false
-	if err := each(source, func(string, *os.File, string) error { nested = true; return nil }); err != nil && !errors.Is(err, unix.EPERM) {
+	nested, err := Nested(source)
+	if err != nil {
 		return err
 	}
 	if err := Snapshot(source, dir, name, readOnly && !nested); err != nil || !nested {
