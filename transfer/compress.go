@@ -7,16 +7,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
 	"sync"
+	"time"
 
 	"machined/internal/inflate"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
+	"golang.org/x/sys/unix"
 )
 
 // Format is a compression.
@@ -120,11 +123,15 @@ func pipeThrough(in io.Reader, library func() (io.Reader, error), programs ...[]
 		errs := &limitedText{}
 		source := &source{r: in}
 		cmd.Stdin, cmd.Stderr = source, errs
-		out, err := cmd.StdoutPipe()
+		out, end, err := widePipe()
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := cmd.Start(); err != nil {
+		cmd.Stdout = end
+		err = cmd.Start()
+		_ = end.Close()
+		if err != nil {
+			_ = out.Close()
 			return nil, nil, err
 		}
 		child := &childReader{out: out, cmd: cmd, source: source, errs: errs}
@@ -134,8 +141,28 @@ func pipeThrough(in io.Reader, library func() (io.Reader, error), programs ...[]
 	return out, func() error { return nil }, err
 }
 
+// A program writes its output in small pieces, xz 8 KiB at a time. Who waits for each of them
+// wakes up and goes to sleep again for each, and so does the program: the pipe is made large, in
+// bytes, and left to fill a little after there was next to nothing in it.
+const (
+	pipeSize = 1 << 20
+	pipeRest = 2 * time.Millisecond
+)
+
+// widePipe returns both ends of a pipe that Go's poller knows nothing of, as that
+// would wake up for each piece, too. It is large unless the user has no more to spare.
+func widePipe() (r, w *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
+	return os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe"), nil
+}
+
 // childReader reads the output of a program; its failure shows at the end.
 type childReader struct {
+	scarce bool // there was little to read the last time
 	out    io.ReadCloser
 	cmd    *exec.Cmd
 	source *source
@@ -159,7 +186,11 @@ func (s *source) Read(b []byte) (int, error) {
 }
 
 func (c *childReader) Read(b []byte) (int, error) {
+	if c.scarce {
+		time.Sleep(pipeRest)
+	}
 	n, err := c.out.Read(b)
+	c.scarce = n < min(len(b), pipeSize/4)
 	if errors.Is(err, io.EOF) {
 		if failed := c.wait(); failed != nil {
 			return n, failed
@@ -181,8 +212,8 @@ func (c *childReader) wait() error {
 }
 
 func (c *childReader) Close() error {
+	_ = c.cmd.Process.Kill() // a reader that waits comes back by that
 	_ = c.out.Close()
-	_ = c.cmd.Process.Kill()
 	_ = c.wait()
 	return nil
 }
