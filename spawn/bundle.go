@@ -97,12 +97,10 @@ func (m *machine) bundleMount(from oci.Mount) (stage.Mount, error) {
 	if bind {
 		to.Kind, to.FSType = "bind", ""
 		if from.Source == "" {
-			dir, err := m.runDir("/var/tmp", "nspawn-temp-", 0o755)
-			if err != nil {
-				return to, fmt.Errorf("make temporary directory: %w", err)
+			var err error
+			if source.Path, err = m.tempDir(); err != nil {
+				return to, err
 			}
-			m.tempDirs = append(m.tempDirs, dir)
-			source.Path = dir
 		}
 	} else if source.Path == "" {
 		source.Path = from.Type

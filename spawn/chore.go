@@ -3,6 +3,7 @@ package spawn
 import (
 	"os"
 	"runtime"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -18,6 +19,7 @@ type chore struct {
 	Path  string
 	Index int
 	Files []heldFile // stay open until then
+	Kept  bool       // not after each run, but when the machine is not started again (kept.go)
 }
 
 type choreKind int
@@ -80,9 +82,15 @@ func (m *machine) step(c chore, held []*os.File) undoStep {
 	return undoStep{chore: &c, held: held}
 }
 
-func (m *machine) cleanUp() {
+// cleanUp takes everything down, but for what the next run has, too, if there is one.
+func (m *machine) cleanUp(again bool) {
+	var kept []undoStep
 	for i := len(m.undos) - 1; i >= 0; i-- {
 		u := m.undos[i]
+		if again && u.chore != nil && u.chore.Kept {
+			kept = append(kept, u)
+			continue
+		}
 		if u.chore == nil {
 			u.do()
 			continue
@@ -93,7 +101,8 @@ func (m *machine) cleanUp() {
 			_ = f.Close()
 		}
 	}
-	m.undos = nil
+	slices.Reverse(kept)
+	m.undos = kept
 }
 
 // carryOut does a chore. The files are closed afterwards.

@@ -51,7 +51,7 @@ func TestChoresAreHandedOver(t *testing.T) {
 	}
 	second := &machine{}
 	second.adopt(received.Chores)
-	second.cleanUp()
+	second.cleanUp(false)
 	for _, path := range []string{dir, lockFile, file} {
 		if _, err := os.Lstat(path); !os.IsNotExist(err) {
 			t.Errorf("%s: got %v, want it gone", path, err)
@@ -88,5 +88,38 @@ func TestStateSurvivesBeingWritten(t *testing.T) {
 		if err != nil || got.PID != 7 || os.Getenv("MACHINED_TEST") != text {
 			t.Errorf("readState: got %+v, %v, environment %q", got, err, os.Getenv("MACHINED_TEST"))
 		}
+	}
+}
+
+// A machine that is started again has its directories still, and they go away with it.
+func TestKeptOverReboots(t *testing.T) {
+	parent := t.TempDir()
+	m := &machine{}
+	once, err := m.runDir(parent, "nspawn-temp-", 0o700)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := m.tempDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := m.drawnID()
+	m.cleanUp(true)
+	if _, err := os.Lstat(once); !os.IsNotExist(err) {
+		t.Errorf("what is of one run: got %v, want it gone", err)
+	}
+	next := &machine{undos: m.undos, kept: m.kept}
+	if again, err := next.tempDir(); err != nil || again != dir {
+		t.Errorf("tempDir after a reboot: got %q, %v, want %q", again, err, dir)
+	}
+	if got := next.drawnID(); got != id {
+		t.Errorf("ID after a reboot: got %x, want %x", got, id)
+	}
+	if len(next.fresh) > 0 {
+		t.Errorf("fresh: got %q, want none", next.fresh)
+	}
+	next.cleanUp(false)
+	if _, err := os.Lstat(dir); !os.IsNotExist(err) {
+		t.Errorf("what is kept: got %v in the end, want it gone", err)
 	}
 }

@@ -64,6 +64,14 @@ func (m *machine) imageID() ([16]byte, bool) {
 	if m.plan.Root.Path == "" || m.opts.Volatile == "yes" { // then its /etc is not seen
 		return [16]byte{}, false
 	}
+	if dir := m.plan.Root.Overlay; dir != "" { // after a reboot the machine may have written one
+		if upper, err := unix.Open(dir+"/upper", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
+			defer unix.Close(upper)
+			if id, ok := readID(upper); ok {
+				return id, true
+			}
+		}
+	}
 	root, err := unix.Open(m.plan.Root.Path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return [16]byte{}, false

@@ -155,8 +155,13 @@ func openIn(root int, name string, flags int) (int, error) {
 }
 
 // ephemeral lets all changes go to a directory beside the tree, or in /var/tmp
-// where nothing can be put beside it, that goes away at the end.
+// where nothing can be put beside it, that goes away at the end. When the machine
+// reboots they are there still.
 func (m *machine) ephemeral(near string) error {
+	if dir := m.kept.Overlay; dir != "" {
+		m.plan.Root.Overlay = dir
+		return cleanWork(dir)
+	}
 	var tree unix.Stat_t
 	if err := unix.Stat(near, &tree); err != nil {
 		return &os.PathError{Op: "stat", Path: near, Err: err}
@@ -172,7 +177,9 @@ func (m *machine) ephemeral(near string) error {
 			lastErr = err
 			continue
 		}
-		m.plan.Root.Overlay = dir
+		m.keep()
+		m.kept.Overlay, m.plan.Root.Overlay = dir, dir
+		m.fresh = append(m.fresh, dir)
 		return nil
 	}
 	return fmt.Errorf("make ephemeral copy: %w", lastErr)

@@ -41,8 +41,8 @@ func TestRunDir(t *testing.T) {
 			t.Errorf("foreign directory: %v", err)
 		}
 	}
-	first.cleanUp()
-	second.cleanUp()
+	first.cleanUp(false)
+	second.cleanUp(false)
 	if got, _ := filepath.Glob(filepath.Join(parent, "*+*")); len(got) != 1 || got[0] != link {
 		t.Errorf("after the end: got %v, want only %s", got, link)
 	}

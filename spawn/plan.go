@@ -235,12 +235,8 @@ func (m *machine) mountSource(s settings.Source) (stage.Source, error) {
 		return stage.Source{Path: s.Path, Inside: true}, nil
 	}
 	if s.Path == "" {
-		dir, err := m.runDir("/var/tmp", "nspawn-temp-", 0o755)
-		if err != nil {
-			return stage.Source{}, fmt.Errorf("make temporary directory: %w", err)
-		}
-		m.tempDirs = append(m.tempDirs, dir)
-		return stage.Source{Path: dir}, nil
+		dir, err := m.tempDir()
+		return stage.Source{Path: dir}, err
 	}
 	return stage.Source{Path: s.Path}, nil
 }

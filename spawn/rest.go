@@ -58,6 +58,7 @@ type restState struct {
 	// Descriptors, -1 for none.
 	PIDFD, Master, Notify, Exec, Stop int
 	Chores                            []chore
+	Kept                              kept
 	Console                           consoleState
 	Calm                              time.Duration
 	Since                             int64 // time.Time.UnixNano
@@ -134,7 +135,7 @@ func (m *machine) sleep(chores []chore, console consoleState, hasConsole bool) e
 		return m.parent.rest(m, console)
 	}
 	s := restState{
-		First: true, Env: os.Environ(), Chores: chores, Console: console, Calm: m.calm, Since: time.Now().UnixNano(),
+		First: true, Env: os.Environ(), Chores: chores, Kept: m.kept, Console: console, Calm: m.calm, Since: time.Now().UnixNano(),
 		Options: restOptions{
 			Machine: m.opts.Machine, Console: m.opts.Console, Background: m.opts.Background,
 			Quiet: m.opts.Quiet, KeepUnit: m.opts.KeepUnit, NotifyReady: m.opts.NotifyReady, KillSignal: int(m.opts.KillSignal),

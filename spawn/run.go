@@ -24,22 +24,24 @@ import (
 
 // machine is one run of a machine, from the image to the payload's end.
 type machine struct {
-	opts     *Options
-	io       Streams
-	bus      Registrar
-	notify   notifier
-	signals  chan os.Signal
-	plan     stage.Plan
-	c        *stage.Container
-	exe      func() (*os.File, error) // this program for the stages
-	id       [16]byte
-	root     string // on the host, for people and machined
-	netif    int
-	cgroup   string // payload's, on the host
-	unit     *ownUnit
-	failed   bool   // there was no payload: nothing may be left
-	lent     string // directory that says which interfaces of the host the machine has
-	tempDirs []string
+	opts    *Options
+	io      Streams
+	bus     Registrar
+	notify  notifier
+	signals chan os.Signal
+	plan    stage.Plan
+	c       *stage.Container
+	exe     func() (*os.File, error) // this program for the stages
+	id      [16]byte
+	root    string // on the host, for people and machined
+	netif   int
+	cgroup  string // payload's, on the host
+	unit    *ownUnit
+	failed  bool   // there was no payload: nothing may be left
+	lent    string // directory that says which interfaces of the host the machine has
+	kept    kept
+	temps   int      // temporary directories that are in the plan
+	fresh   []string // directories that are to become the machine's root's
 	// passphrase is one that has opened a partition of the image.
 	passphrase []byte
 
@@ -106,23 +108,29 @@ func (m *machine) interruptible(ctx context.Context) (_ context.Context, stop fu
 }
 
 // Run boots the machine or runs its command, until it ends for good. It returns
-// the exit status of the whole program. Options have been validated.
-func Run(ctx context.Context, opts *Options, streams Streams, bus Registrar) (int, error) {
+// the exit status of the whole program. Options have been validated. earlier is what
+// an earlier run of the machine has left for this one, or nil.
+func Run(ctx context.Context, opts *Options, streams Streams, bus Registrar, earlier *Earlier) (int, error) {
 	signals := make(chan os.Signal, 16)
 	// For good: the program ends with the machine, and taking this back takes time.
 	signal.Notify(signals, ending...)
 	var passphrase []byte // nobody is asked again when the machine reboots
+	var undos []undoStep
+	var has kept
+	if earlier != nil {
+		undos, has = earlier.undos, earlier.kept
+	}
 	// Each run of a machine takes its image anew, after a reboot too.
 	for {
-		m := &machine{opts: opts, io: streams, bus: bus, notify: newNotifier(), signals: signals, passphrase: passphrase}
-		result, err := m.once(ctx)
-		passphrase = m.passphrase
-		if err != nil {
-			return 1, err
+		m := &machine{
+			opts: opts, io: streams, bus: bus, notify: newNotifier(), signals: signals,
+			passphrase: passphrase, undos: undos, kept: has,
 		}
-		if code, final := m.exitStatus(result); final {
-			return code, nil
+		code, again, err := m.once(ctx)
+		if err != nil || !again {
+			return code, err
 		}
+		passphrase, undos, has = m.passphrase, m.undos, m.kept
 	}
 }
 
@@ -138,11 +146,22 @@ func (m *machine) exitStatus(result outcome) (code int, final bool) {
 	return 0, false
 }
 
-func (m *machine) once(ctx context.Context) (result outcome, err error) {
+// once is one run of the machine. again is whether there is to be another; otherwise
+// code is the exit status of the whole program.
+func (m *machine) once(ctx context.Context) (code int, again bool, err error) {
 	defer func() {
 		m.failed = err != nil
-		m.cleanUp()
+		m.cleanUp(again)
 	}()
+	result, err := m.fromImageToEnd(ctx)
+	if err != nil {
+		return 1, false, err
+	}
+	code, final := m.exitStatus(result)
+	return code, !final, nil
+}
+
+func (m *machine) fromImageToEnd(ctx context.Context) (result outcome, err error) {
 	ctx, ready := m.interruptible(ctx)
 	defer func() {
 		ready()
@@ -429,17 +448,21 @@ func (m *machine) pickUsers() error {
 		}
 		u.Base = st.Uid & 0xffff0000
 	case settings.UserPick:
-		r, err := uidrange.Pick(st.Uid, o.Machine, o.ranges())
-		if err != nil {
-			return fmt.Errorf("Failed to pick suitable UID/GID range: %w", err)
+		if m.kept.Count == 0 {
+			r, err := uidrange.Pick(st.Uid, o.Machine, o.ranges())
+			if err != nil {
+				return fmt.Errorf("Failed to pick suitable UID/GID range: %w", err)
+			}
+			m.oweLocks(r.Files())
+			m.keep()
+			m.kept.Base, m.kept.Count = r.Base, r.Count
 		}
-		m.oweLocks(r.Files())
-		u.Base, u.Count = r.Base, r.Count
+		u.Base, u.Count = m.kept.Base, m.kept.Count
 		m.say("Selected user namespace base %d and range %d.", u.Base, u.Count)
 	}
 	m.plan.Userns = u
-	for _, dir := range append(m.tempDirs, m.plan.Root.Overlay) {
-		if dir != "" && u.Base != 0 {
+	for _, dir := range m.fresh {
+		if u.Base != 0 {
 			if err := os.Chown(dir, int(u.Base), int(u.Base)); err != nil {
 				return err
 			}
@@ -455,7 +478,7 @@ func (m *machine) identity() {
 		id = m.opts.UUID
 	}
 	if id == [16]byte{} {
-		id = newID()
+		id = m.drawnID()
 	}
 	m.id, m.plan.UUID = id, dashed(id)
 }

@@ -62,13 +62,6 @@ func readState(fd int) (*restState, error) {
 	return s, nil
 }
 
-// Again takes the environment of the machine that is to be started once more.
-func Again(state int) error {
-	_, err := readState(state)
-	_ = unix.Close(state)
-	return err
-}
-
 // waiter is the small program that this one helps (wait/machine-wait.c).
 type waiter struct {
 	f     *os.File // messages, each read as a whole
@@ -136,9 +129,9 @@ func WakeUp(state, parent int, streams Streams, bus Registrar) error {
 	}
 	result := m.stand(context.Background(), m.startConsole(&s.Console))
 	code, final := m.exitStatus(result)
-	m.cleanUp()
+	m.cleanUp(!final)
 	if !final {
-		return w.say("A")
+		return w.say("A" + m.keptFiles())
 	}
 	return w.say("Q" + strconv.Itoa(code))
 }

@@ -12,7 +12,8 @@
  * machine's first process, and then what else to wait for, as DESCRIPTOR:EVENTS (poll(2)).
  *
  * Messages to the helper: "S<number>", a signal; "E<status>", the machine has ended (wait(2)). From it: "R", it rests;
- * "Q<status>", all is over, and that is the exit status; "A", all is over, and the machine is to be started again. */
+ * "Q<status>", all is over, and that is the exit status; "A", all is over, and the machine is to be started again, with
+ * the descriptors whose numbers follow, each after a blank. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
@@ -94,11 +95,17 @@ static void tell(char what, int number) {
                 pause_briefly();
 }
 
-/* again lets the spawner start the machine from the beginning, with nothing of this run left open. */
-static void again(void) {
+/* again lets the spawner start the machine from the beginning, with nothing of this run left open but what is listed. */
+static void again(const char *list) {
         if (syscall(SYS_close_range, 3U, ~0U, 1U << 2 /* CLOSE_RANGE_CLOEXEC */) == 0) {
                 fcntl((int)known[PROGRAM], F_SETFD, 0);
                 fcntl((int)known[STATE], F_SETFD, 0);
+                for (char *end; *list; list = end) {
+                        long fd = strtol(list, &end, 10);
+                        if (end == list)
+                                break;
+                        fcntl((int)fd, F_SETFD, 0);
+                }
         }
         become("MACHINED_AGAIN");
         exit(1);
@@ -106,7 +113,7 @@ static void again(void) {
 
 /* heard takes what a helper that has ended has said. It returns whether that was well. */
 static int heard(void) {
-        char text[32];
+        char text[1024];
         int well = 0;
         for (;;) {
                 ssize_t n = recv((int)known[OURS], text, sizeof text - 1, MSG_DONTWAIT);
@@ -118,7 +125,7 @@ static int heard(void) {
                 if (text[0] == 'Q')
                         exit(atoi(text + 1));
                 if (text[0] == 'A')
-                        again();
+                        again(text + 1);
                 well = 1;
         }
 }

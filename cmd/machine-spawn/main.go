@@ -48,14 +48,15 @@ func main() {
 func supervise() {
 	code, err := 0, error(nil)
 	state, parent, again, ok := spawn.Waking()
+	var earlier *spawn.Earlier
 	if ok && again {
-		err = spawn.Again(state)
+		earlier, err = spawn.Again(state)
 	}
 	switch {
 	case ok && !again:
 		err = spawn.WakeUp(state, parent, streams(), newBus())
 	case err == nil:
-		code, err = run(os.Args[1:])
+		code, err = run(os.Args[1:], earlier)
 	}
 	if errors.Is(err, errDone) {
 		os.Exit(0)
@@ -74,7 +75,8 @@ func supervise() {
 	os.Exit(code)
 }
 
-func run(args []string) (int, error) {
+// run does what args say. earlier is of the run before, when a machine reboots.
+func run(args []string, earlier *spawn.Earlier) (int, error) {
 	if os.Args[0] == spawn.GiveBackName && len(args) == 1 {
 		return 0, spawn.GiveBack(args[0])
 	}
@@ -121,7 +123,7 @@ func run(args []string) (int, error) {
 	if o.Register || !o.KeepUnit {
 		bus.warm()
 	}
-	return spawn.Run(context.Background(), o, streams(), bus)
+	return spawn.Run(context.Background(), o, streams(), bus, earlier)
 }
 
 // terminals tells whether standard input and output are terminals.

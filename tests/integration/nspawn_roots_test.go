@@ -39,6 +39,17 @@ func TestNspawnRoots(t *testing.T) {
 			{name: "reboots", script: `for o in "" "-U -n" "-U --register=yes"; do
 				$S $o --pipe sh -c 'n=$(cat /count || echo 0); echo $((n+1)) >/count; [ -O /count ] || echo foreign; [ $n -ge 2 ] && poweroff -f; reboot -f; sleep 5' 2>/dev/null && echo "$o: $(cat $T/count 2>/dev/null)"; rm -f $T/count; done`,
 				out: []string{`^: 3$`, `^-U -n: 3$`, `^-U --register=yes: 3$`}, not: []string{`foreign`}},
+			{name: "what is left after a reboot", script: rebootScript + `for o in "-x" "-x -U" "-x -U -n" "-x --bind=:/mnt/t" "-U --bind=:/mnt/t" "--tmpfs=/mnt/t" "--volatile=state" "--volatile=overlay" "--overlay=+/etc::/etc"; do reboots "$o" 0; done; ls -A $W /var/tmp`,
+				out: []string{
+					`^-x: , root etc same, root etc same$`, `^-x -U: , root etc same, root etc same$`, `^-x -U -n: , root etc same, root etc same$`,
+					`^-x --bind=:/mnt/t: , root etc mnt/t same, root etc mnt/t same$`, `^-U --bind=:/mnt/t: , root etc mnt/t same, root etc mnt/t same$`,
+					`^--tmpfs=/mnt/t: , root etc same, root etc same$`, `^--volatile=state: , same, same$`, `^--volatile=overlay: , same, same$`,
+					`^--overlay=\+/etc::/etc: , root etc same, root etc same$`,
+				}, not: []string{`\.#`, `nspawn-temp`}},
+			{name: "what is left after a reboot of a machine that was at rest", script: rebootScript + `reboots "-x -U --bind=:/mnt/t --register=yes" 3; ls -A $W /var/tmp`,
+				out: []string{`^-x -U --bind=:/mnt/t --register=yes: , root etc mnt/t same, root etc mnt/t same$`}, not: []string{`\.#`, `nspawn-temp`}},
+			{name: "what is left in an image after a reboot", script: rebootScript + `truncate -s 160M m.raw; mkfs.btrfs -q --rootdir $T m.raw; reboots "-x" 0 "-i m.raw"; ls -A $W /var/tmp`,
+				out: []string{`^-x: , root etc same, root etc same$`}, not: []string{`\.#`}},
 			{name: "properties of the scope", script: `systemd-nspawn -q -M props -D $T --pipe --property=IPAddressDeny=any --property=IPAddressAllow=192.0.2.0/24 --property=TimeoutStopSec=1min\ 3s --property=MemoryHigh=1G sleep 4 & sleep 2
 				systemctl show machine-props.scope -p IPAddressDeny -p IPAddressAllow -p TimeoutStopUSec -p MemoryHigh; wait`,
 				out: []string{`^IPAddressDeny=(0.0.0.0/0 ::/0|::/0 0.0.0.0/0)$`, `^IPAddressAllow=192.0.2.0/24$`, `^TimeoutStopUSec=1min 3s$`, `^MemoryHigh=1073741824$`}},
@@ -83,3 +94,15 @@ func TestNspawnEphemeralSettings(t *testing.T) {
 		})
 	})
 }
+
+// rebootScript has reboots OPTIONS SECONDS [ROOT], which has a machine reboot twice after that time, and tells what
+// files of the run before and the first ID it has each time.
+const rebootScript = `reboots() {
+	rm -rf $W/m $W/c; cp -a $T $W/m; mkdir $W/c; chmod 777 $W/c
+	systemd-nspawn -q --register=no ${3:--D $W/m} $1 --bind=$W/c:/c --pipe sh -c '
+		for d in root etc mnt/t; do [ -e /$d/mark ] && echo -n "$d "; touch /$d/mark; done >>/c/out 2>/dev/null
+		[ -e /c/id ] || echo "$container_uuid" >/c/id; [ -e /c/1 ] && [ "$(cat /c/id)" = "$container_uuid" ] && echo -n same >>/c/out
+		[ -e /c/2 ] && poweroff -f; echo -n ", " >>/c/out; [ -e /c/1 ] && >/c/2; >/c/1; sleep '$2'; reboot -f; sleep 5' >/dev/null 2>&1
+	echo "$1: $(cat $W/c/out)"
+}
+`
