@@ -10,8 +10,10 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,7 +38,7 @@ var faultVariants = []faultVariant{
 	{name: "users", args: "-U -M bb --private-network true"},
 	{name: "image", args: "-i IMAGE.raw true"},
 	{name: "ephemeral", args: "-x -M bb true"},
-	{name: "template", args: "--template=/var/lib/machines/bb -D /var/lib/machines/made true", clean: "/var/lib/machines/made"},
+	{name: "template", args: "--template=/var/lib/small -D /var/lib/machines/made true", clean: "/var/lib/machines/made"},
 	{name: "volatile", args: "-M bb --volatile=overlay --bind=/usr/share:/mnt/b --tmpfs=/mnt/t --overlay=+/etc:/var/tmp/up:/mnt/o true"},
 	{name: "veth and ports", args: "-M bb -n -p tcp:18180:80 --as-pid2 sh -c 'ip addr add 192.0.2.7/24 dev host0; sleep 0.1'", ports: true},
 	{name: "zone", args: "-U -M bb --network-zone=fz --network-veth-extra=fx0:fx1 true"},
@@ -48,31 +50,102 @@ var faultVariants = []faultVariant{
 
 // TestFaults has the calls of the spawner fail, and kills it and the daemon at
 // them, one by one: each time there is an answer, and nothing is left behind.
-// MACHINED_TEST_FAULTS=all tries every call, a number as many of each start; then
-// two hosts share the work.
+// MACHINED_TEST_FAULTS is a number of calls to try of each start, or all: then each
+// call of each start fails in one way, and in all ways the first time that it is
+// made with these arguments; two hosts share the work.
 func TestFaults(t *testing.T) {
 	ours(t)
-	// The same samples each time, so that a run says something of the change; `make faults` takes every call.
 	samples, hosts := 3, 1
 	if n, err := strconv.Atoi(os.Getenv("MACHINED_TEST_FAULTS")); err == nil {
 		samples = n
 	} else if os.Getenv("MACHINED_TEST_FAULTS") == "all" {
-		samples, hosts = 1<<20, 2
+		samples, hosts = 0, 2
 	}
 	free := make(chan *faults, hosts)
+	tried := &triedCalls{keys: map[string]bool{}}
 	for range hosts {
-		free <- newFaults(t, samples)
+		free <- newFaults(t, samples, tried)
 	}
-	for _, v := range faultVariants {
+	began := time.Now()
+	t.Cleanup(func() {
+		t.Logf("%d variants: %d calls, %d different ones, %d faults, %d starts in %v", len(faultVariants),
+			tried.calls, len(tried.keys), tried.faults, tried.starts, time.Since(began).Round(time.Second))
+	})
+	for i, v := range faultVariants {
 		t.Run(v.name, func(t *testing.T) {
 			if hosts > 1 {
 				t.Parallel()
 			}
 			f := <-free
 			defer func() { free <- f }()
-			f.variant(t, v)
+			f.variant(t, i, v)
 		})
 	}
+}
+
+// triedCalls are the calls that have failed in all ways, of all variants.
+type triedCalls struct {
+	mu                    sync.Mutex
+	keys                  map[string]bool
+	calls, faults, starts int
+}
+
+// plan chooses what is to fail, and how.
+func (c *triedCalls) plan(calls []faultCall, variant, samples int) (list []fault) {
+	if samples > 0 {
+		// One call of each part of the start. The same ones each time, so that a run says something of the change.
+		rnd := rand.New(rand.NewPCG(1, uint64(variant)))
+		samples = min(samples, len(calls))
+		for _, kind := range faultKinds {
+			for i := range samples {
+				list = append(list, fault{calls[i*len(calls)/samples+rnd.IntN(len(calls)/samples)].name, kind})
+			}
+		}
+		return list
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, call := range calls {
+		if !c.keys[call.key] {
+			c.keys[call.key] = true
+			for _, kind := range faultKinds {
+				list = append(list, fault{call.name, kind})
+			}
+			continue
+		}
+		list = append(list, fault{call.name, faultKinds[(i+variant)%len(faultKinds)]})
+	}
+	return list
+}
+
+// fault is a call that fails, by its name and number, and in which way.
+type fault struct{ call, kind string }
+
+// noFault is a start where all goes well.
+var noFault = fault{"none", "0"}
+
+// faultCall is one call of a start: NAME/NUMBER, and what is the same in another start
+// that makes the same call.
+type faultCall struct{ name, key string }
+
+var changing = regexp.MustCompile(`[0-9a-f]{8,}|[0-9]+`)
+
+// readReport reads what faults has written: how many calls there were, which one has
+// failed, and all of them if it was to list them.
+func readReport(data string) (count int, at string, calls []faultCall) {
+	head, lines, _ := strings.Cut(data, "\n")
+	number, at, _ := strings.Cut(head, " ")
+	count, _ = strconv.Atoi(number)
+	times := map[string]int{}
+	for line := range strings.Lines(lines) {
+		name, args, _ := strings.Cut(strings.TrimSpace(line), " ")
+		kind, _, _ := strings.Cut(name, "/")
+		// Processes, descriptors and names that are drawn.
+		key := kind + " " + changing.ReplaceAllString(args, "#")
+		times[key]++
+		calls = append(calls, faultCall{name, key + " " + strconv.Itoa(times[key])})
+	}
+	return count, at, calls
 }
 
 // faults is one host in which starts fail.
@@ -82,19 +155,21 @@ type faults struct {
 	conn    *godbus.Conn
 	image   string // in the pool, without its suffix
 	samples int
+	tried   *triedCalls
 }
 
-func newFaults(t *testing.T, samples int) *faults {
+func newFaults(t *testing.T, samples int, tried *triedCalls) *faults {
 	h := host.Boot(t, host.Config{Suite: host.Bookworm})
 	h.Compile(t, "testdata/faults.c", "/usr/local/bin/faults", "-static")
 	tree := h.BusyboxTree(t, "bb")
 	// Of another name in each host, as all see all loop devices.
-	f := &faults{h: h, conn: h.Bus(t), image: "img-" + h.Name, samples: samples}
+	f := &faults{h: h, conn: h.Bus(t), image: "img-" + h.Name, samples: samples, tried: tried}
 	f.systemd = f.conn.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
 	h.Shell(t, fmt.Sprintf(`mkdir -p /var/log/journal /var/tmp/up
 ip link add fi0 type veth peer name fi1; ip link add fm0 type veth peer name fm1; ip link set fm0 up
-mksquashfs %s /var/lib/machines/%s.raw -quiet -no-progress -comp gzip >/dev/null
-mkdir -p /run/systemd/nspawn`, tree, f.image))
+mksquashfs %[1]s /var/lib/machines/%[2]s.raw -quiet -no-progress -comp gzip >/dev/null
+mkdir -p /run/systemd/nspawn /var/lib/small/bin; cd /var/lib/small # each file is some calls more
+cp -a %[1]s/etc %[1]s/usr . 2>/dev/null; rm -rf usr/bin usr/sbin; mkdir usr/bin; cp %[1]s/bin/busybox bin; ln bin/busybox bin/true; ln bin/busybox bin/sh`, tree, f.image))
 	return f
 }
 
@@ -102,47 +177,45 @@ mkdir -p /run/systemd/nspawn`, tree, f.image))
 var faultKinds = []string{"5", "12", "kill", "kill:system.slice/systemd-machined.service"} // 5 is EIO, 12 ENOMEM
 
 // variant goes through the calls of one way to start.
-func (f *faults) variant(t *testing.T, v faultVariant) {
+func (f *faults) variant(t *testing.T, number int, v faultVariant) {
 	v.args = strings.ReplaceAll(v.args, "IMAGE", "/var/lib/machines/"+f.image)
 	if v.service {
 		f.service(t, v)
 	}
 	var before string
-	calls := 0
-	for range 2 { // the first may make what stays: tables of nftables, /run/systemd/nspawn
-		exit, n, at, out := f.run(t, v, 0, "0")
-		if exit != 0 || n < 30 {
-			t.Fatalf("without a fault: exit %d, %d calls (%s): %s", exit, n, at, out)
+	var calls []faultCall
+	for i := range 2 { // the first may make what stays: tables of nftables, /run/systemd/nspawn
+		r := f.run(t, v, noFault)
+		if r.exit != 0 || len(r.calls) < 30 || len(r.calls) != r.count {
+			t.Fatalf("without a fault: exit %d, %d calls, %d listed: %s", r.exit, r.count, len(r.calls), r.out)
 		}
-		if calls > 0 {
+		if i > 0 {
 			f.same(t, v, before, "without a fault")
 		}
-		before, calls = f.state(t, v), n
+		before, calls = f.state(t, v), r.calls
 	}
-	samples := min(f.samples, calls)
-	rnd := rand.New(rand.NewPCG(1, 0))
 	starts, began := 0, time.Now()
-	for _, kind := range faultKinds {
-		for i := range samples {
-			// Every call, or one of each part of the start.
-			number := i*calls/samples + 1 + rnd.IntN(calls/samples)
-			exit, _, at, out := f.run(t, v, number, kind)
-			starts++
-			what := fmt.Sprintf("%s at call %d of %d, %s", kind, number, calls, at)
-			if problem := f.judge(kind, at, exit, out); problem != "" {
-				t.Errorf("%s: %s (exit %d):\n%s", what, problem, exit, out)
-			}
-			// Nobody was left to clean up, or a call of the cleaning failed: the next start does it.
-			if kind == "kill" || exit == 0 && at != "nothing" {
-				if exit, _, _, out := f.run(t, v, 0, "0"); exit != 0 {
-					t.Errorf("start after %s: exit %d: %s", what, exit, out)
-				}
-				starts++
-			}
-			before = f.same(t, v, before, what)
+	list := f.tried.plan(calls, number, f.samples)
+	for _, now := range list {
+		r := f.run(t, v, now)
+		starts++
+		what := fmt.Sprintf("%s at %s", now.kind, now.call)
+		if problem := judge(now.kind, r); problem != "" {
+			t.Errorf("%s: %s (exit %d):\n%s", what, problem, r.exit, r.out)
 		}
+		// Nobody was left to clean up, or a call of the cleaning failed: the next start does it.
+		if now.kind == "kill" || r.exit == 0 && r.at != "nothing" && !f.settled(t, v, before) {
+			if r := f.run(t, v, noFault); r.exit != 0 {
+				t.Errorf("start after %s: exit %d: %s", what, r.exit, r.out)
+			}
+			starts++
+		}
+		before = f.same(t, v, before, what)
 	}
-	t.Logf("%d calls, %d starts in %v", calls, starts, time.Since(began).Round(time.Second))
+	f.tried.mu.Lock()
+	defer f.tried.mu.Unlock()
+	f.tried.calls, f.tried.faults, f.tried.starts = f.tried.calls+len(calls), f.tried.faults+len(list), f.tried.starts+starts
+	t.Logf("%d calls, %d faults, %d starts in %v", len(calls), len(list), starts, time.Since(began).Round(time.Second))
 }
 
 // Files of the host between it and this test.
@@ -152,9 +225,16 @@ const (
 	faultWords  = "/run/faults.err"
 )
 
-// run starts the machine with one fault, and returns its exit status, how many
-// calls there were, which one failed, and what the spawner said.
-func (f *faults) run(t *testing.T, v faultVariant, number int, kind string) (exit, calls int, at, out string) {
+// faultyStart is how a start ended: the exit status, how many calls there were, which one
+// failed, what the spawner said, and all calls if none was to fail.
+type faultyStart struct {
+	exit, count int
+	at, out     string
+	calls       []faultCall
+}
+
+// run starts the machine with one fault.
+func (f *faults) run(t *testing.T, v faultVariant, now fault) (r faultyStart) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -162,17 +242,16 @@ func (f *faults) run(t *testing.T, v faultVariant, number int, kind string) (exi
 		t.Fatal(err)
 	}
 	if v.service {
-		exit, out = f.runService(ctx, t, number, kind)
+		r.exit, r.out = f.runService(ctx, t, now)
 	} else {
-		r := f.h.Run(ctx, "bash", "-c", fmt.Sprintf("exec faults %s %d %s systemd-nspawn -q --console=pipe %s </dev/null >/dev/null", faultReport, number, kind, v.args))
-		exit, out = r.Exit, r.Stderr
+		ran := f.h.Run(ctx, "bash", "-c", fmt.Sprintf("exec faults %s %s %s systemd-nspawn -q --console=pipe %s </dev/null >/dev/null", faultReport, now.call, now.kind, v.args))
+		r.exit, r.out = ran.Exit, ran.Stderr
 	}
 	report, err := os.ReadFile(f.h.Path(faultReport))
 	if err != nil {
-		t.Fatalf("%s at call %d: %v; exit %d: %s", kind, number, err, exit, out)
+		t.Fatalf("%v: %v; exit %d: %s", now, err, r.exit, r.out)
 	}
-	count, at, _ := strings.Cut(strings.TrimSpace(string(report)), " ")
-	calls, _ = strconv.Atoi(count)
+	r.count, r.at, r.calls = readReport(string(report))
 	if v.clean != "" {
 		made, _ := filepath.Glob(f.h.Path(v.clean))
 		for _, path := range made {
@@ -183,7 +262,7 @@ func (f *faults) run(t *testing.T, v faultVariant, number int, kind string) (exi
 			}
 		}
 	}
-	return exit, calls, at, out
+	return r
 }
 
 func isLink(path string) bool {
@@ -202,7 +281,7 @@ WatchdogSec=0
 EnvironmentFile=` + faultInput + `
 StandardError=truncate:` + faultWords + `
 ExecStart=
-ExecStart=/usr/local/bin/faults ` + faultReport + ` ${FAULT_NUMBER} ${FAULT_KIND} systemd-nspawn --quiet --keep-unit --link-journal=try-guest --network-veth -U --settings=override --machine=%i `
+ExecStart=/usr/local/bin/faults ` + faultReport + ` ${FAULT_CALL} ${FAULT_KIND} systemd-nspawn --quiet --keep-unit --link-journal=try-guest --network-veth -U --settings=override --machine=%i `
 )
 
 func (f *faults) service(t *testing.T, v faultVariant) {
@@ -215,9 +294,9 @@ func (f *faults) service(t *testing.T, v faultVariant) {
 
 // runService starts it, waits for its end, and takes its exit status and words.
 // machinectl's own answer does not count: it has none when the daemon is killed.
-func (f *faults) runService(ctx context.Context, t *testing.T, number int, kind string) (exit int, out string) {
+func (f *faults) runService(ctx context.Context, t *testing.T, now fault) (exit int, out string) {
 	t.Helper()
-	f.h.WriteFile(t, faultInput, fmt.Sprintf("FAULT_NUMBER=%d\nFAULT_KIND=%s\n", number, kind), 0o644)
+	f.h.WriteFile(t, faultInput, fmt.Sprintf("FAULT_CALL=%s\nFAULT_KIND=%s\n", now.call, now.kind), 0o644)
 	f.h.Run(ctx, "machinectl", "start", "bb")
 	unit := f.conn.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1/unit/systemd_2dnspawn_40bb_2eservice")
 	property := func(name string) any {
@@ -234,7 +313,7 @@ func (f *faults) runService(ctx context.Context, t *testing.T, number int, kind 
 			}
 		}
 		if ctx.Err() != nil {
-			t.Fatalf("%s at call %d: the service does not end", kind, number)
+			t.Fatalf("%v: the service does not end", now)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -248,23 +327,21 @@ func (f *faults) runService(ctx context.Context, t *testing.T, number int, kind 
 }
 
 // judge tells what is wrong with how the spawner has ended.
-func (f *faults) judge(kind, at string, exit int, out string) string {
+func judge(kind string, r faultyStart) string {
 	var lines []string
-	for line := range strings.Lines(out) {
+	for line := range strings.Lines(r.out) {
 		if !strings.Contains(line, "ignoring") { // what is optional may be missing, which is said
 			lines = append(lines, line)
 		}
 	}
 	switch {
-	case at == "nothing" && exit == 0: // this start took fewer calls
-		return ""
-	case strings.Contains(out, "goroutine ") || strings.Contains(out, "panic"):
+	case strings.Contains(r.out, "goroutine ") || strings.Contains(r.out, "panic"):
 		return "it crashed"
 	case kind == "kill":
 		return ""
-	case exit == 0: // it could do without
+	case r.exit == 0: // it could do without, or this start took fewer calls
 		return ""
-	case exit != 1:
+	case r.exit != 1:
 		return "exit status is not 1"
 	case len(lines) != 1:
 		return "not one line"
@@ -304,8 +381,26 @@ func (f *faults) state(t *testing.T, v faultVariant) string {
 			s.add("journal", link)
 		}
 	}
-	s.tree("image", f.h, "/var/lib/machines/bb", func(_ string, d fs.DirEntry) bool { return strings.HasPrefix(d.Name(), ".#") })
+	for _, dir := range []string{"", "/etc", "/var", "/var/log", "/mnt", "/run", "/dev", "/usr", "/usr/lib"} {
+		for _, name := range namesIn(f.h.Path("/var/lib/machines/bb" + dir)) {
+			if strings.HasPrefix(name, ".#") {
+				s.add("image", dir+"/"+name)
+			}
+		}
+	}
 	return s.String()
+}
+
+// settled tells whether the host is soon as it was before.
+func (f *faults) settled(t *testing.T, v faultVariant, before string) bool {
+	t.Helper()
+	for range 40 {
+		if after := f.state(t, v); linesOnlyIn(after, before) == "" && linesOnlyIn(before, after) == "" {
+			return true
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return false
 }
 
 // same fails when something is left. It returns what there is.

@@ -1,9 +1,10 @@
 /* Runs a command and has one of its system calls fail, or somebody killed in the midst of it.
  *
- * faults REPORT NUMBER WHAT COMMAND...: the NUMBERth of the calls that change something (0: none) gets the errno WHAT
- * (a number); with WHAT kill the command dies there, with kill:CGROUP all processes of that cgroup. What happened goes into
- * file REPORT: how many such calls there were, and which one it was. The command's processes are watched by a
- * seccomp filter that asks (seccomp_unotify(2)), so that they need not be traced. */
+ * faults REPORT CALL WHAT COMMAND...: CALL is NAME/NUMBER, say mount/3 for the third mount(2) of those that change
+ * something, or none. It gets the errno WHAT (a number); with WHAT kill the command dies there, with kill:CGROUP all
+ * processes of that cgroup. File REPORT says what happened: how many such calls there were, and what CALL was; with none
+ * then a line for each call, NAME/NUMBER and its arguments. The command's processes are watched by a seccomp filter that
+ * asks (seccomp_unotify(2)), so that they need not be traced. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -20,54 +21,95 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-/* How a call counts. */
+/* How a call counts: always, or if it writes to what is not a regular file, or opens a file to change it. */
 enum { ALWAYS, WRITES, CHANGES_FILE };
 
-static const struct { const char *name; int nr, when; } calls[] = {
-#define CALL(n, when) { #n, SYS_##n, when }
-        CALL(mount, ALWAYS), CALL(umount2, ALWAYS), CALL(move_mount, ALWAYS), CALL(open_tree, ALWAYS), CALL(fsopen, ALWAYS),
-        CALL(fsconfig, ALWAYS), CALL(fsmount, ALWAYS), CALL(mount_setattr, ALWAYS), CALL(pivot_root, ALWAYS), CALL(unshare, ALWAYS),
-        CALL(setns, ALWAYS), CALL(socket, ALWAYS), CALL(socketpair, ALWAYS), CALL(bind, ALWAYS), CALL(connect, ALWAYS), CALL(listen, ALWAYS),
-        CALL(sendto, ALWAYS), CALL(sendmsg, ALWAYS), CALL(mkdirat, ALWAYS), CALL(mknodat, ALWAYS), CALL(symlinkat, ALWAYS),
-        CALL(linkat, ALWAYS), CALL(unlinkat, ALWAYS), CALL(renameat2, ALWAYS), CALL(fchownat, ALWAYS), CALL(fchmodat, ALWAYS),
-        CALL(memfd_create, ALWAYS), CALL(pipe2, ALWAYS), CALL(openat2, ALWAYS), CALL(pidfd_open, ALWAYS), CALL(flock, ALWAYS), CALL(ioctl, ALWAYS),
-        CALL(setresuid, ALWAYS), CALL(setresgid, ALWAYS), CALL(setgroups, ALWAYS), CALL(capset, ALWAYS), CALL(seccomp, ALWAYS),
-        CALL(sethostname, ALWAYS), CALL(setsid, ALWAYS), CALL(chdir, ALWAYS), CALL(fchdir, ALWAYS), CALL(execveat, ALWAYS), CALL(copy_file_range, ALWAYS),
-        CALL(sendfile, ALWAYS), CALL(close_range, ALWAYS), CALL(dup3, ALWAYS), CALL(write, WRITES), CALL(openat, CHANGES_FILE), CALL(clone3, ALWAYS),
+/* What is told of its arguments: s a string, d a directory that a path is relative to, f a file, n a number, - nothing. */
+static const struct { const char *name; int nr, when; const char *arguments; } calls[] = {
+#define CALL(n, arguments) { #n, SYS_##n, ALWAYS, arguments }
+        CALL(mount, "sssn"), CALL(umount2, "sn"), CALL(move_mount, "dsdsn"), CALL(open_tree, "dsn"), CALL(fsopen, "sn"),
+        CALL(fsconfig, "-ns"), CALL(fsmount, "-nn"), CALL(mount_setattr, "dsn"), CALL(pivot_root, "ss"), CALL(unshare, "n"),
+        CALL(setns, "fn"), CALL(socket, "nnn"), CALL(socketpair, "nnn"), CALL(bind, "f"), CALL(connect, "f"), CALL(listen, "f"),
+        CALL(sendto, "f"), CALL(sendmsg, "f"), CALL(mkdirat, "dsn"), CALL(mknodat, "dsnn"), CALL(symlinkat, "sds"),
+        CALL(linkat, "dsds"), CALL(unlinkat, "dsn"), CALL(renameat2, "dsds"), CALL(fchownat, "dsnn"), CALL(fchmodat, "dsn"),
+        CALL(memfd_create, "s"), CALL(pipe2, "-n"), CALL(openat2, "ds"), CALL(pidfd_open, ""), CALL(flock, "fn"), CALL(ioctl, "fn"),
+        CALL(setresuid, "nnn"), CALL(setresgid, "nnn"), CALL(setgroups, "n"), CALL(capset, ""), CALL(seccomp, "nn"),
+        CALL(sethostname, ""), CALL(setsid, ""), CALL(chdir, "s"), CALL(fchdir, "f"), CALL(execveat, "ds"), CALL(copy_file_range, "f-f"),
+        CALL(sendfile, "ff"), CALL(close_range, ""), CALL(dup3, ""), CALL(clone3, ""),
+        { "write", SYS_write, WRITES, "f" }, { "openat", SYS_openat, CHANGES_FILE, "dsn" },
 #ifdef SYS_mkdir
-        CALL(mkdir, ALWAYS), CALL(rmdir, ALWAYS), CALL(unlink, ALWAYS), CALL(rename, ALWAYS), CALL(chown, ALWAYS), CALL(chmod, ALWAYS),
+        CALL(mkdir, "sn"), CALL(rmdir, "s"), CALL(unlink, "s"), CALL(rename, "ss"), CALL(chown, "snn"), CALL(chmod, "sn"),
 #endif
 };
 enum { COUNT = sizeof calls / sizeof *calls };
 
 static int install(void) {
-        struct sock_filter code[COUNT + 4], *c = code;
+        /* Openings that change nothing are most of all calls: the kernel lets them pass by itself. */
+        const uint32_t changes = O_WRONLY | O_RDWR | O_CREAT, ask = SECCOMP_RET_USER_NOTIF, flags = offsetof(struct seccomp_data, args[2]);
+        struct sock_filter code[COUNT + 7], *c = code;
         *c++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
         for (int i = 0; i < COUNT; i++)
-                *c++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, calls[i].nr, COUNT - i, 0);
+                *c++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, calls[i].nr, COUNT - i + (calls[i].when == CHANGES_FILE), 0);
         *c++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-        *c++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
+        *c++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, ask);
+        *c++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, flags + (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ ? 4 : 0));
+        *c++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, changes, 0, 1);
+        *c++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, ask);
+        *c++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
         struct sock_fprog prog = { c - code, code };
         return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, &prog);
 }
 
+/* file is what a descriptor of a process is. */
+static const char *file(const struct seccomp_notif *n, int fd) {
+        static char path[64], target[512];
+        if (fd == AT_FDCWD)
+                return ".";
+        snprintf(path, sizeof path, "/proc/%d/fd/%d", n->pid, fd);
+        ssize_t len = readlink(path, target, sizeof target - 1);
+        target[len < 0 ? 0 : len] = 0;
+        return target;
+}
+
 /* counts tells whether a call changes something outside of its process. */
 static int counts(int i, const struct seccomp_notif *n) {
-        char path[64], target[256];
-        switch (calls[i].when) {
-        case CHANGES_FILE:
-                return n->data.args[2] & (O_WRONLY | O_RDWR | O_CREAT);
-        case WRITES:
-                snprintf(path, sizeof path, "/proc/%d/fd/%d", n->pid, (int)n->data.args[0]);
-                ssize_t len = readlink(path, target, sizeof target - 1);
-                target[len < 0 ? 0 : len] = 0;
-                return !strncmp(target, "socket:", 7) || !strncmp(target, "/sys/", 5) || !strncmp(target, "/proc/", 6);
+        if (calls[i].when != WRITES)
+                return 1;
+        const char *target = file(n, (int)n->data.args[0]);
+        return !strncmp(target, "socket:", 7) || !strncmp(target, "/sys/", 5) || !strncmp(target, "/proc/", 6);
+}
+
+/* describe writes a line on a call. */
+static void describe(FILE *f, int i, int number, const struct seccomp_notif *n) {
+        fprintf(f, "%s/%d", calls[i].name, number);
+        for (int k = 0; calls[i].arguments[k]; k++) {
+                char text[256] = "";
+                struct iovec to = { text, sizeof text - 1 }, from = { (void *)(uintptr_t)n->data.args[k], sizeof text - 1 };
+                switch (calls[i].arguments[k]) {
+                case 's':
+                        /* Up to the end of the page, if there is nothing behind it. */
+                        if (process_vm_readv(n->pid, &to, 1, &from, 1, 0) < 0) {
+                                from.iov_len = 4096 - n->data.args[k] % 4096;
+                                if (from.iov_len < sizeof text)
+                                        process_vm_readv(n->pid, &to, 1, &from, 1, 0);
+                        }
+                        text[strcspn(text, "\n")] = 0;
+                        fprintf(f, " %s", text);
+                        break;
+                case 'd':
+                case 'f':
+                        fprintf(f, " %s", file(n, (int)n->data.args[k]));
+                        break;
+                case 'n':
+                        fprintf(f, " %lld", (long long)n->data.args[k]);
+                }
         }
-        return 1;
+        fputc('\n', f);
 }
 
 static void kill_group(const char *group) {
@@ -83,10 +125,14 @@ static void kill_group(const char *group) {
 
 int main(int argc, char **argv) {
         int gate[2], listener = -1, seen = 0, status = 0, running = 1;
-        if (argc < 5 || pipe2(gate, O_CLOEXEC) < 0)
+        char *list = NULL;
+        size_t size = 0;
+        FILE *lines = open_memstream(&list, &size);
+        if (argc < 5 || !lines || pipe2(gate, O_CLOEXEC) < 0)
                 return 125;
-        int number = atoi(argv[2]);
-        const char *what = argv[3], *at = "nothing";
+        const char *what = argv[3], *at = "nothing", *slash = strchr(argv[2], '/');
+        size_t length = slash ? (size_t)(slash - argv[2]) : 0;
+        int number = slash ? atoi(slash + 1) : 0, numbers[COUNT] = {};
         pid_t child = fork();
         if (child == 0) {
                 char go;
@@ -103,6 +149,8 @@ int main(int argc, char **argv) {
         while ((listener = syscall(SYS_pidfd_getfd, pidfd, 100, 0)) < 0)
                 if (waitpid(child, &status, WNOHANG) != 0)
                         return 126;
+        /* Each waits for the other: they had better share a processor (since Linux 6.6). */
+        ioctl(listener, _IOW('!', 4, uint64_t), 1UL);
         if (write(gate[1], "x", 1) != 1)
                 return 125;
         time_t end = 0;
@@ -124,8 +172,14 @@ int main(int argc, char **argv) {
                         continue;
                 r.id = n.id;
                 r.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
-                for (int i = 0; i < COUNT; i++)
-                        if (calls[i].nr == n.data.nr && counts(i, &n) && ++seen == number) {
+                for (int i = 0; i < COUNT; i++) {
+                        if (calls[i].nr != n.data.nr || !counts(i, &n))
+                                continue;
+                        seen++;
+                        numbers[i]++;
+                        if (!slash)
+                                describe(lines, i, numbers[i], &n);
+                        else if (numbers[i] == number && strlen(calls[i].name) == length && !strncmp(calls[i].name, argv[2], length)) {
                                 at = calls[i].name;
                                 if (!strcmp(what, "kill"))
                                         kill(child, SIGKILL);
@@ -136,6 +190,7 @@ int main(int argc, char **argv) {
                                         r.error = -atoi(what);
                                 }
                         }
+                }
                 ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &r);
         }
         if (running && waitpid(child, &status, 0) != child)
@@ -143,7 +198,8 @@ int main(int argc, char **argv) {
         FILE *f = fopen(argv[1], "we");
         if (!f)
                 return 125;
-        fprintf(f, "%d %s\n", seen, at);
+        fclose(lines);
+        fprintf(f, "%d %s\n%s", seen, at, list);
         fclose(f);
         return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
