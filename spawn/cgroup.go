@@ -123,6 +123,7 @@ func (m *machine) enterUnit() error {
 			return err
 		}
 	}
+	m.guardSettings()
 	return m.delegate(u.dir)
 }
 
@@ -146,6 +147,7 @@ func (m *machine) enterCgroup(own bool) error {
 	if err := m.makePayload(dir); err != nil {
 		return err
 	}
+	m.guardSettings()
 	if err := writeFile(m.cgroup+"/cgroup.procs", strconv.Itoa(m.c.PID)); err != nil {
 		return fmt.Errorf("enter cgroup %s/payload: %w", unit, err)
 	}

@@ -37,8 +37,9 @@ type machine struct {
 	netif   int
 	cgroup  string // payload's, on the host
 	unit    *ownUnit
-	failed  bool   // there was no payload: nothing may be left
-	lent    string // directory that says which interfaces of the host the machine has
+	guard   func() *os.File // program for the payload's cgroup, nil where there is none
+	failed  bool            // there was no payload: nothing may be left
+	lent    string          // directory that says which interfaces of the host the machine has
 	kept    kept
 	temps   int      // temporary directories that are in the plan
 	fresh   []string // directories that are to become the machine's root's
@@ -218,6 +219,7 @@ func (m *machine) start(ctx context.Context) (err error) {
 		}
 		m.undoOurs(func() { _ = o.NetNS.Close() })
 	}
+	m.loadGuard()
 	if err := m.divideUnit(); err != nil {
 		return err
 	}

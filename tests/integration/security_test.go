@@ -30,15 +30,16 @@ const rootIsRoot = "through"
 
 // waysOut is the list of docs/security.md, in its order.
 var waysOut = []wayOut{
-	{name: "proc-sys", what: "open settings in `/proc/sys` for writing"},
+	{name: "proc-sys", what: "write to settings in `/proc/sys`"},
 	{name: "core-pattern", what: "the same with `/proc/sys/kernel/core_pattern`, whose program the host's kernel runs"},
 	{name: "proc-files", what: "write to `/proc/sysrq-trigger`, `mtrr`, `irq`, `acpi`, `scsi`; read `kcore` and `kallsyms`", stock: rootIsRoot},
 	{name: "sys-files", what: "open any file of `/sys` for writing, but for the machine's own cgroups and links"},
 	{name: "uevent-helper", what: "the same with `/sys/kernel/uevent_helper`, `/sys/power/state` and the like"},
-	{name: "remount-proc", what: "make `/proc/sys` writable by a remount", ours: rootIsRoot, stock: rootIsRoot},
+	{name: "remount-proc", what: "make `/proc/sys` writable by a remount, and write to settings", stock: rootIsRoot},
 	{name: "remount-sys", what: "make `/sys` writable by a remount", ours: rootIsRoot, stock: rootIsRoot},
-	{name: "uncover-proc", what: "take the read-only mount off `/proc/sys`", ours: rootIsRoot, stock: rootIsRoot},
-	{name: "fresh-proc", what: "write to settings in a procfs of its own", ours: rootIsRoot, stock: rootIsRoot},
+	{name: "uncover-proc", what: "take the read-only mount off `/proc/sys`, and write to settings", stock: rootIsRoot},
+	{name: "fresh-proc", what: "write to settings in a procfs of its own", stock: rootIsRoot},
+	{name: "fresh-proc-files", what: "take the covers off `/proc/sysrq-trigger` and its like, or write to them in a procfs of its own", ours: rootIsRoot, stock: rootIsRoot},
 	{name: "fresh-sysfs", what: "write to a sysfs of its own", ours: rootIsRoot, stock: rootIsRoot},
 	{name: "kernel-filesystems", what: "mount debugfs, tracefs, securityfs, pstore, configfs, efivarfs", ours: rootIsRoot, stock: rootIsRoot},
 	{name: "release-agent", what: "mount a cgroup v1 hierarchy and open its `release_agent`", ours: rootIsRoot, stock: rootIsRoot},

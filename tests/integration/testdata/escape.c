@@ -85,18 +85,34 @@ static const char *const settings[] = {
         "vm/drop_caches", "vm/overcommit_memory", "fs/file-max", "fs/suid_dumpable",
         "fs/binfmt_misc/register", "kernel/yama/ptrace_scope", NULL };
 
+/* setting writes to a setting what it is already, or what it can't be where it can't be read: a guard may let the
+   file be opened, and refuse the write. */
+static int setting(const char *path) {
+        char value[512] = "?";
+        int in = open(path, O_RDONLY | O_CLOEXEC), out = open(path, O_WRONLY | O_CLOEXEC | O_NONBLOCK);
+        ssize_t n = in < 0 ? -1 : read(in, value, sizeof value);
+        if (out < 0)
+                return refused();
+        if (n <= 0)
+                n = 1;
+        errno = 0;
+        if (write(out, value, n) == n || (errno != EPERM && errno != EACCES && errno != EROFS))
+                return through("%s can be written to", path);
+        return refused();
+}
+
 static int any_setting(const char *proc) {
         char path[PATH_MAX];
         for (const char *const *s = settings; *s; s++) {
                 snprintf(path, sizeof path, "%s/sys/%s", proc, *s);
-                if (writable(path))
+                if (setting(path))
                         return 1;
         }
         return 0;
 }
 
 static int proc_sys(void) { return any_setting("/proc"); }
-static int core_pattern(void) { return writable("/proc/sys/kernel/core_pattern"); }
+static int core_pattern(void) { return setting("/proc/sys/kernel/core_pattern"); }
 
 static int proc_files(void) {
         static const char *const paths[] = { "/proc/sysrq-trigger", "/proc/kcore", "/proc/acpi/wakeup", "/proc/irq/default_smp_affinity",
@@ -174,6 +190,13 @@ static int fresh(const char *type, const char *data) {
 }
 
 static int fresh_proc(void) { return fresh("proc", NULL) < 0 ? refused() : any_setting("/run/fresh"); }
+
+static int uncover_files(void) {
+        if (umount2("/proc/sysrq-trigger", MNT_DETACH) == 0 && writable("/proc/sysrq-trigger"))
+                return 1;
+        return fresh("proc", NULL) < 0 ? refused() : writable("/run/fresh/sysrq-trigger") || writable("/run/fresh/irq/default_smp_affinity");
+}
+
 static int fresh_sysfs(void) { return fresh("sysfs", NULL) < 0 ? refused() : walk("/run/fresh/kernel"); }
 
 static int debugfs(void) {
@@ -512,7 +535,7 @@ static int join(void) {
 static const struct { const char *name; int (*run)(void); } ways[] = {
         { "proc-sys", proc_sys }, { "core-pattern", core_pattern }, { "proc-files", proc_files }, { "sys-files", sys_files },
         { "uevent-helper", uevent_helper }, { "remount-proc", remount_proc }, { "remount-sys", remount_sys }, { "uncover-proc", uncover_proc },
-        { "fresh-proc", fresh_proc }, { "fresh-sysfs", fresh_sysfs }, { "kernel-filesystems", debugfs }, { "release-agent", release_agent },
+        { "fresh-proc", fresh_proc }, { "fresh-proc-files", uncover_files }, { "fresh-sysfs", fresh_sysfs }, { "kernel-filesystems", debugfs }, { "release-agent", release_agent },
         { "host-cgroups", host_cgroups }, { "disk-node", disk_node }, { "device-nodes", memory_nodes }, { "mount-disk", mount_disk },
         { "proc-root", proc_roots }, { "chroot", chroot_out }, { "pivot-root", pivot_out }, { "keyring", keys }, { "programs", programs },
         { "descriptors", leaked }, { "supervisor", supervisor_touch }, { "namespaces", join }, { "audit", audit }, { "userfaultfd", userfault },
