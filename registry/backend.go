@@ -46,6 +46,8 @@ type Backend interface {
 	Watch(ctx context.Context, f func(unit.Event)) error
 	// CgroupPrefix is where the backend's tree of units starts.
 	CgroupPrefix() string
+	// CgroupOwner is who owns a cgroup, named as in proc_pid_cgroup(5).
+	CgroupOwner(path string) (uint32, error)
 }
 
 // ScopeProperty is one property that a caller wants its scope to have. Value is

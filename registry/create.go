@@ -77,6 +77,7 @@ func (r *Registry) add(ctx context.Context, req CreateRequest, unitName, subgrou
 		return Machine{}, err
 	}
 	e.ownScope, e.jobPending = create, create
+	e.m.Shared = !create && r.shared(e.m.Leader.PID, unitName, e.m.UID)
 	if err := r.reserve(e); err != nil {
 		e.close()
 		return Machine{}, err

@@ -94,6 +94,7 @@ func (f *fakeBackend) StartMachine(_ context.Context, image string, _ []unit.Pro
 func (f *fakeBackend) Enable(context.Context, []string, bool) ([]unit.Change, error) { return nil, nil }
 func (f *fakeBackend) Console(string, int) ([]byte, error)                           { return nil, nil }
 func (f *fakeBackend) CgroupPrefix() string                                          { return "" }
+func (f *fakeBackend) CgroupOwner(string) (uint32, error)                            { return 0, nil }
 
 func (f *fakeBackend) Watch(_ context.Context, fn func(unit.Event)) error {
 	f.event = fn

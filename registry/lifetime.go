@@ -216,7 +216,7 @@ func (r *Registry) Terminate(ctx context.Context, name string) error {
 		err = r.cfg.Backend.Stop(ctx, e.m.Unit)
 	case e.supervisor != nil && e.supervisor.Alive():
 		err = signal(e.supervisor, unix.SIGTERM)
-	case e.m.Unit == "" && e.leader != nil:
+	case (e.m.Unit == "" || e.m.Shared) && e.leader != nil:
 		err = signal(e.leader, unix.SIGTERM)
 	default:
 		err = &detailError{kind: ErrNotSupported, text: fmt.Sprintf("Machine '%s' shares unit '%s' with others and has no supervisor that could end it", name, e.m.Unit)}
@@ -250,7 +250,7 @@ func (r *Registry) Kill(ctx context.Context, name, whom string, sig unix.Signal)
 		return &detailError{kind: ErrNotSupported, text: "The host can't be killed"}
 	}
 	switch {
-	case whom == "leader", e.m.Unit == "" && whom != "supervisor":
+	case whom == "leader", (e.m.Unit == "" || e.m.Shared) && whom != "supervisor":
 		return signal(e.leader, sig)
 	case whom == "supervisor":
 		if e.supervisor == nil {

@@ -69,7 +69,7 @@ func (r *Registry) ByUnit(name, subgroup string) (Machine, bool) {
 		if ownsUnit(&e.m) {
 			return r.snapshot(e), true
 		}
-		if sub := e.m.Subgroup; sub != "" && (subgroup == sub || strings.HasPrefix(subgroup, sub+"/")) {
+		if sub := e.m.Subgroup; sub != "" && !e.m.Shared && (subgroup == sub || strings.HasPrefix(subgroup, sub+"/")) {
 			return r.snapshot(e), true
 		}
 	}

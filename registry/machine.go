@@ -51,6 +51,9 @@ type Machine struct {
 	RootDirectory string
 	Unit          string // scope or service that holds the leader
 	Subgroup      string // cgroup below Unit that holds the machine, empty: all of Unit
+	// Shared says that Unit, or its part, is not the machine's: nothing may be done
+	// to it for the machine's sake. It is no part of the state file.
+	Shared        bool
 	Leader        Process
 	Supervisor    Process
 	Realtime      time.Time     // when it was registered

@@ -51,3 +51,6 @@ func (NoUnits) Watch(context.Context, func(unit.Event)) error { return nil }
 // CgroupPrefix is a path that no cgroup is below, so that no process is in a
 // unit of ours.
 func (NoUnits) CgroupPrefix() string { return "/.no-units" }
+
+// CgroupOwner knows of no cgroup.
+func (NoUnits) CgroupOwner(string) (uint32, error) { return 0, errNoUnits }

@@ -180,10 +180,37 @@ func (e *entry) close() {
 	}
 }
 
-// ownsUnit reports whether nothing but the machine lives in its unit. A slice is
-// never anybody's own.
-func ownsUnit(m *Machine) bool {
-	return m.Unit != "" && m.Subgroup == "" && !strings.HasSuffix(m.Unit, ".slice")
+// ownsUnit reports whether nothing but the machine lives in its unit.
+func ownsUnit(m *Machine) bool { return m.Unit != "" && m.Subgroup == "" && !m.Shared }
+
+// shared reports whether others live beside a process in its unit, whose machine
+// is registered for uid. A slice is never anybody's own, and init.scope is the
+// service manager's. Users have processes in units that are not theirs, as jobs of
+// cron(8) or by su(1); theirs is what the service manager has let them manage
+// (Delegate= of systemd.resource-control(5)), so that they own the cgroup.
+func (r *Registry) shared(pid int, unitName string, uid uint32) bool {
+	if unitName == "" {
+		return false
+	}
+	if unitName == "init.scope" || strings.HasSuffix(unitName, ".slice") {
+		return true
+	}
+	if uid == 0 || r.cfg.User {
+		return false
+	}
+	path, err := sys.CgroupOf(pid)
+	return err != nil || !delegated(path, unitName, uid, r.cfg.Backend.CgroupOwner)
+}
+
+// delegated reports whether uid owns a cgroup, or one above it up to that of its unit.
+func delegated(path, unitName string, uid uint32, owner func(string) (uint32, error)) bool {
+	for strings.Contains(path+"/", "/"+unitName+"/") {
+		if got, err := owner(path); err == nil && got == uid {
+			return true
+		}
+		path = filepath.Dir(path)
+	}
+	return false
 }
 
 // Get returns the machine called name.

@@ -318,3 +318,66 @@ func TestLastingSubgroup(t *testing.T) {
 		}
 	}
 }
+
+// TestDelegated: a user's are the cgroups that were handed over, and those below.
+func TestDelegated(t *testing.T) {
+	owners := map[string]uint32{
+		"/user.slice/user-7.slice/user@7.service": 7, "/user.slice/user-7.slice/user@7.service/app.slice": 7,
+		"/system.slice/web.service/jobs": 7, "/machine.slice/box.service/payload": 1000000,
+	}
+	owner := func(path string) (uint32, error) { return owners[path], nil }
+	for _, test := range []struct {
+		path, unit string
+		want       bool
+	}{
+		{"/user.slice/user-7.slice/user@7.service/app.slice/x.service", "user@7.service", true},
+		{"/user.slice/user-7.slice/user@7.service", "user@7.service", true},
+		{"/user.slice/user-7.slice/session-3.scope", "session-3.scope", false},
+		{"/system.slice/cron.service", "cron.service", false},
+		{"/system.slice/web.service/jobs/one", "web.service", true},
+		{"/system.slice/web.service/other", "web.service", false},
+		{"/machine.slice/box.service/payload", "box.service", false},
+		{"/elsewhere", "web.service", false},
+	} {
+		if got := delegated(test.path, test.unit, 7, owner); got != test.want {
+			t.Errorf("%s of %s: got %v", test.path, test.unit, got)
+		}
+	}
+}
+
+// TestGuestInUnit: what is done to a machine in a unit of others is done to its leader alone.
+func TestGuestInUnit(t *testing.T) {
+	b := newFake()
+	reg, heard := newTestRegistry(t, t.TempDir(), b)
+	req, _ := request(t, "guest")
+	req.UID = 7
+	b.active["cron.service"] = true
+	e, err := newEntry(req, "cron.service", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.m.Shared = true
+	if err := errors.Join(reg.reserve(e), reg.files.save(&e.m)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := reg.publish(e); err != nil {
+		t.Fatal(err)
+	}
+	heard.want(t, "+guest")
+	if _, err := os.Lstat(reg.files.path("unit:cron.service")); err == nil {
+		t.Error("the unit leads to the machine")
+	}
+	if m, ok := reg.ByUnit("cron.service", ""); ok {
+		t.Errorf("others in the unit are in machine %q", m.Name)
+	}
+	if err := reg.Kill(context.Background(), "guest", "all", unix.SIGCONT); err != nil {
+		t.Error(err)
+	}
+	if err := reg.Terminate(context.Background(), "guest"); err != nil {
+		t.Error(err)
+	}
+	heard.want(t, "-guest") // its leader has ended; the unit goes on
+	if len(b.killed) > 0 || len(b.stopped) > 0 {
+		t.Errorf("signalled %q, stopped %q", b.killed, b.stopped)
+	}
+}

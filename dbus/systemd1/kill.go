@@ -17,19 +17,24 @@ import (
 // second is its place in a hybrid layout.
 var cgroupRoots = []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"}
 
+// cgroupDir is where a cgroup is mounted. It returns ESRCH where there is none.
+func cgroupDir(path string) (string, error) {
+	for _, root := range cgroupRoots {
+		dir := filepath.Join(root, path)
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.procs")); err == nil {
+			return dir, nil
+		}
+	}
+	return "", &fs.PathError{Op: "open", Path: path, Err: unix.ESRCH}
+}
+
 // signalCgroup signals each process of one cgroup below a unit, and of the
 // cgroups below that one. New processes that fork meanwhile are found by going
 // over it again until a pass finds none that it has not seen.
 func signalCgroup(unitCgroup, subgroup string, sig unix.Signal) error {
-	top := ""
-	for _, root := range cgroupRoots {
-		dir := filepath.Join(root, unitCgroup, subgroup)
-		if _, err := os.Stat(filepath.Join(dir, "cgroup.procs")); err == nil {
-			top = dir
-		}
-	}
-	if top == "" {
-		return &fs.PathError{Op: "open", Path: filepath.Join(unitCgroup, subgroup), Err: unix.ESRCH}
+	top, err := cgroupDir(filepath.Join(unitCgroup, subgroup))
+	if err != nil {
+		return err
 	}
 	seen := map[int]bool{}
 	var first error

@@ -18,6 +18,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"machined/internal/sys"
 	"machined/internal/unit"
 )
 
@@ -121,6 +122,15 @@ func (b *Backend) Close() {
 
 // CgroupPrefix is the cgroup that PID 1 manages.
 func (b *Backend) CgroupPrefix() string { return b.prefix }
+
+// CgroupOwner is who owns a cgroup, named as in proc_pid_cgroup(5).
+func (b *Backend) CgroupOwner(path string) (uint32, error) {
+	dir, err := cgroupDir(path)
+	if err != nil {
+		return 0, err
+	}
+	return sys.OwnerOf(dir)
+}
 
 func (b *Backend) connect(ctx context.Context) (*godbus.Conn, chan *godbus.Signal, error) {
 	conn, err := b.cfg.Dial(ctx)

@@ -118,6 +118,11 @@ func lockState(dir string) (*os.File, error) {
 // CgroupPrefix is "": machine.slice is at the root of the tree.
 func (b *Backend) CgroupPrefix() string { return "" }
 
+// CgroupOwner is who owns a cgroup, named as in proc_pid_cgroup(5).
+func (b *Backend) CgroupOwner(path string) (uint32, error) {
+	return sys.OwnerOf(filepath.Join(b.cfg.Tree.Root, path))
+}
+
 // Watch makes f hear of every unit that may have changed.
 func (b *Backend) Watch(ctx context.Context, f func(unit.Event)) error {
 	b.mu.Lock()

@@ -102,6 +102,15 @@ func IsKernelThread(pid int) (bool, error) {
 	return flags&kernelThread != 0, nil
 }
 
+// OwnerOf returns the UID that owns a file, as our user namespace sees it.
+func OwnerOf(path string) (uint32, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return 0, &os.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	return st.Uid, nil
+}
+
 // UIDOf returns the effective UID of pid, as our user namespace sees it.
 func UIDOf(pid int) (uint32, error) {
 	data, err := procFile(pid, "status")

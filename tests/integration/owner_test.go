@@ -1,0 +1,76 @@
+//go:build integration
+
+package integration
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"machined/tests/host"
+)
+
+// TestForeignUnit: a user registers a process of his in a unit of root's. What he
+// may do to his machine he can't do to the rest of the unit.
+func TestForeignUnit(t *testing.T) {
+	ours(t)
+	onHosts(t, func(t *testing.T, h *host.Host) {
+		h.WriteFile(t, "/etc/polkit-1/rules.d/10-register.rules", `polkit.addRule(function(a, s) {
+	if (a.id == "org.freedesktop.machine1.register-machine" && s.user == "alice") return polkit.Result.YES; });
+`, 0o644)
+		h.MustRun(t, "systemd-run", "-q", "--unit=shared", "sh", "-c", "setpriv --reuid=alice --regid=alice --clear-groups sleep 1111111 & setpriv --reuid=alice --regid=alice --clear-groups sleep 1111112 & sleep 2222222")
+		pid := func(command string) (found string) {
+			host.Eventually(t, 10*time.Second, func() error {
+				r := h.Try("pgrep", "-x", "-f", command)
+				found = strings.TrimSpace(r.Stdout)
+				return exitError(r)
+			})
+			return found
+		}
+		call := func(args ...string) host.Result {
+			return h.TryAs("alice", append([]string{"busctl", "call", busName, busPath, managerIf}, args...)...)
+		}
+		rest := pid("sleep 2222222")
+		for _, test := range []struct {
+			leader string
+			act    []string
+		}{{pid("sleep 1111111"), []string{"KillMachine", "ssi", "guest", "all", "9"}}, {pid("sleep 1111112"), []string{"TerminateMachine", "s", "guest"}}} {
+			host.Eventually(t, 10*time.Second, func() error {
+				return exitError(call("RegisterMachine", "sayssus", "guest", "0", "test", "container", test.leader, ""))
+			})
+			if got := h.MustRun(t, "machinectl", "show", "guest", "-p", "Unit", "--value"); got != "shared.service\n" {
+				t.Errorf("unit %q", got)
+			}
+			h.RestartDaemon(t) // which has to find out again
+			if r := h.Try("busctl", "call", busName, busPath, managerIf, "GetMachineByPID", "u", rest); r.Exit == 0 {
+				t.Errorf("the rest of the unit is in a machine: %v", r)
+			}
+			if r := call(test.act...); r.Exit != 0 {
+				t.Error(r)
+			}
+			waitGone(t, h)
+		}
+		if got := pid("sleep 2222222"); got != rest {
+			t.Errorf("root's process was %s and is %s", rest, got)
+		}
+		if got := h.MustRun(t, "systemctl", "is-active", "shared"); got != "active\n" {
+			t.Errorf("root's unit is %s", got)
+		}
+		// A unit of his own service manager's is his.
+		h.Shell(t, "systemctl start user@$(id -u alice)")
+		mine := strings.TrimSpace(h.Shell(t, "systemctl show -p MainPID --value user@$(id -u alice)"))
+		if r := call("RegisterMachine", "sayssus", "own", "0", "test", "container", mine, ""); r.Exit != 0 {
+			t.Fatal(r)
+		}
+		if got := h.MustRun(t, "busctl", "call", busName, busPath, managerIf, "GetMachineByPID", "u", mine); !strings.Contains(got, "machine/own") {
+			t.Errorf("machine of the user's service manager: %s", got)
+		}
+		if r := h.TryAs("alice", "machinectl", "shell", "own", "/usr/bin/id"); r.Exit == 0 {
+			t.Errorf("a shell of root's: %v", r)
+		}
+		if r := call("UnregisterMachine", "s", "own"); r.Exit != 0 {
+			t.Error(r)
+		}
+		waitGone(t, h)
+	})
+}
