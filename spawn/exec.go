@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machined/internal/execreq"
+	"machined/internal/sys"
 	"machined/spawn/stage"
 )
 
@@ -179,20 +180,7 @@ func receiveExec(conn *net.UnixConn) (files []*os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	messages, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil {
-		return nil, err
-	}
-	for i := range messages {
-		fds, err := unix.ParseUnixRights(&messages[i])
-		if err != nil {
-			continue
-		}
-		for _, fd := range fds {
-			unix.CloseOnExec(fd)
-			files = append(files, os.NewFile(uintptr(fd), "exec"))
-		}
-	}
+	files = sys.ControlFiles(oob[:n], "exec")
 	if len(files) != execreq.Files || flags&unix.MSG_CTRUNC != 0 {
 		return files, fmt.Errorf("request with %d descriptors, want %d", len(files), execreq.Files)
 	}

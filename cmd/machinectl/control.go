@@ -4,28 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"machined/internal/cli"
 )
 
-// machineSocket is where machined serves io.systemd.Machine, and
-// instanceInterface what a virtual machine's own control socket serves
-// (systemd 261).
+// machineSocket is where machined serves io.systemd.Machine, below the runtime
+// directory, and instanceInterface what a virtual machine's own control socket
+// serves (systemd 261).
 const (
-	machineSocket     = "/run/systemd/machine/io.systemd.Machine"
+	machineSocket     = "systemd/machine/io.systemd.Machine"
 	instanceInterface = "io.systemd.MachineInstance."
 )
 
 // controlAddress is where the runner of a machine takes orders; "" when it
 // does not, as containers don't, or when the daemon is too old to tell.
 func (a *app) controlAddress(ctx context.Context, name string) string {
-	if !a.opts.target.Local() || a.opts.target.User {
+	if !a.opts.target.Local() {
 		return ""
 	}
 	var machine struct {
 		ControlAddress string `json:"controlAddress"`
 	}
-	if cli.CallVarlink(ctx, machineSocket, "io.systemd.Machine.List", map[string]string{"name": name}, &machine) != nil {
+	if cli.CallVarlink(ctx, filepath.Join(a.runtimeDir(), machineSocket), "io.systemd.Machine.List", map[string]string{"name": name}, &machine) != nil {
 		return ""
 	}
 	return machine.ControlAddress
@@ -77,10 +78,4 @@ func (a *app) instructAll(ctx context.Context, names []string, method, failed st
 		}
 	}
 	return nil
-}
-
-// runVolume refuses the verbs that need storage providers, which hand volumes to
-// virtual machines; there are none of them here.
-func runVolume(*app, context.Context, []string) error {
-	return cli.Failf("Volumes of storage providers are not supported. Use 'bind' for directories and files of this host.")
 }

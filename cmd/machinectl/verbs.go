@@ -31,9 +31,9 @@ func init() {
 		{name: "copy-to", group: groupMachines, usage: "NAME PATH [PATH]", short: "Copy files from the host to a container", min: 2, max: 3, changes: true, run: runCopyTo},
 		{name: "copy-from", group: groupMachines, usage: "NAME PATH [PATH]", short: "Copy files from a container to the host", min: 2, max: 3, changes: true, run: runCopyFrom},
 		{name: "bind", group: groupMachines, usage: "NAME PATH [PATH]", short: "Bind mount a path from the host into a container", min: 2, max: 3, changes: true, run: runBind},
-		{name: "bind-volume", min: 0, max: -1, hidden: true, offline: true, run: runVolume},
-		{name: "unbind-volume", min: 0, max: -1, hidden: true, offline: true, run: runVolume},
 		{name: "unbind", group: groupMachines, usage: "NAME PATH...", short: "Undo a bind mount made by bind", min: 2, max: -1, changes: true, run: runUnbind},
+		{name: "bind-volume", group: groupMachines, usage: "NAME PROVIDER:VOLUME[:CONFIG[:KEY=VALUE,...]]", short: "Attach a volume of a storage provider to a running VM", min: 2, max: 2, changes: true, run: runBindVolume},
+		{name: "unbind-volume", group: groupMachines, usage: "NAME PROVIDER:VOLUME", short: "Detach a volume from a running VM", min: 2, max: 2, changes: true, run: runUnbindVolume},
 		{name: "list-binds", group: groupMachines, usage: "NAME", short: "List the bind mounts made by bind", min: 1, max: 1, run: runListBinds},
 
 		{name: "list-images", group: groupImages, short: "Show available container and VM images", run: runListImages},
