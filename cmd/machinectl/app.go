@@ -170,7 +170,7 @@ func (a *app) layout() cli.Layout {
 
 func findVerb(name string) *verb {
 	for i := range verbs {
-		if verbs[i].name == name || verbs[i].alias == name {
+		if name != "" && (verbs[i].name == name || verbs[i].alias == name) {
 			return &verbs[i]
 		}
 	}

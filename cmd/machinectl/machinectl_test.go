@@ -140,3 +140,47 @@ func TestValidName(t *testing.T) {
 		}
 	}
 }
+
+// TestWordsOfNothing: an empty word is no verb, and a property that is asked for
+// does not ask for hidden machines and images.
+func TestWordsOfNothing(t *testing.T) {
+	if v := findVerb(""); v != nil {
+		t.Errorf("the empty verb is %q", v.name)
+	}
+	var o options
+	o.defaults()
+	if err := o.addProperty("Name"); err != nil || o.all {
+		t.Errorf("--property= turns on --all, error %v", err)
+	}
+	if a := (&app{opts: o}); !a.shown().Empty {
+		t.Error("a property that was asked for is not shown when it is empty")
+	}
+}
+
+// TestShellEnvironment: a shell learns which terminal it draws on, and that there
+// is none.
+func TestShellEnvironment(t *testing.T) {
+	for _, test := range []struct {
+		name, term string
+		given      []string
+		tty        bool
+		want       []string
+	}{
+		{"terminal", "xterm", nil, true, []string{"TERM=xterm", "COLORTERM=truecolor"}},
+		{"terminal, given", "xterm", []string{"TERM=vt100", "A=b"}, true, []string{"TERM=vt100", "A=b", "COLORTERM=truecolor"}},
+		{"pipe", "xterm", nil, false, []string{"TERM=dumb"}},
+		{"pipe, given", "xterm", []string{"TERM=vt100"}, false, []string{"TERM=vt100"}},
+		{"dumb", "dumb", nil, true, []string{"TERM=dumb"}},
+	} {
+		t.Setenv("TERM", test.term)
+		t.Setenv("COLORTERM", "truecolor")
+		os.Unsetenv("NO_COLOR")
+		term := cli.DetectTerminal()
+		term.OutTTY, term.ErrTTY = test.tty, test.tty
+		a := newApp(term)
+		a.opts.setenv = test.given
+		if got := a.shellEnvironment(); !slices.Equal(got, test.want) {
+			t.Errorf("%s: got %q, want %q", test.name, got, test.want)
+		}
+	}
+}

@@ -21,6 +21,7 @@ type options struct {
 	legend       bool
 	quiet        bool
 	all          bool
+	showEmpty    bool // properties that are empty are shown
 	full         bool
 	properties   []string
 	valueOnly    bool
@@ -126,7 +127,7 @@ func (o *options) table(a *app) []cli.Option {
 func (o *options) addProperty(arg string) error {
 	o.properties = append(o.properties, arg)
 	// A property that was asked for is shown even when it is empty.
-	o.all = true
+	o.showEmpty = true
 	return nil
 }
 

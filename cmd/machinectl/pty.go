@@ -74,11 +74,18 @@ func runShell(a *app, ctx context.Context, args []string) error {
 }
 
 // shellEnvironment is what the shell gets: the given variables, and those that
-// describe the terminal it will draw on.
+// describe the terminal it will draw on. Where there is none, its programs must
+// not draw: what reads the output would get their sequences.
 func (a *app) shellEnvironment() []string {
 	env := slices.Clone(a.opts.setenv)
 	if env == nil {
 		env = []string{}
+	}
+	if a.term.Dumb() {
+		if !slices.ContainsFunc(env, func(s string) bool { return strings.HasPrefix(s, "TERM=") }) {
+			env = append(env, "TERM=dumb")
+		}
+		return env
 	}
 	for _, name := range []string{"TERM", "COLORTERM", "NO_COLOR"} {
 		value, ok := os.LookupEnv(name)

@@ -25,7 +25,7 @@ var (
 )
 
 func (a *app) shown() cli.Shown {
-	return cli.Shown{Names: a.opts.properties, Empty: a.opts.all, ValueOnly: a.opts.valueOnly}
+	return cli.Shown{Names: a.opts.properties, Empty: a.opts.all || a.opts.showEmpty, ValueOnly: a.opts.valueOnly}
 }
 
 func (a *app) showObject(ctx context.Context, o cli.Object, order []string) error {

@@ -49,6 +49,10 @@ func DetectTerminal() *Terminal {
 	return t
 }
 
+// Dumb says that nobody looks at a terminal that can draw: output or messages
+// go elsewhere, or the terminal is one that has no sequences.
+func (t *Terminal) Dumb() bool { return !t.OutTTY || !t.ErrTTY || t.dumb }
+
 func colorMode(value string) (mode int, known bool) {
 	switch strings.ToLower(value) {
 	case "":

@@ -308,6 +308,30 @@ func TestReaderGone(t *testing.T) {
 	}
 }
 
+// TestSizeWithoutTerminal: programs find a terminal of an ordinary size where
+// nobody's terminal has one, or of that which the environment names.
+func TestSizeWithoutTerminal(t *testing.T) {
+	for _, test := range []struct {
+		lines, columns string
+		want           pty.Winsize
+	}{
+		{"", "", pty.Winsize{Rows: 24, Cols: 80}},
+		{"50", "132", pty.Winsize{Rows: 50, Cols: 132}},
+		{"-1", "99999999", pty.Winsize{Rows: 24, Cols: 80}},
+	} {
+		t.Setenv("LINES", test.lines)
+		t.Setenv("COLUMNS", test.columns)
+		r := newRig(t, Options{})
+		io.WriteString(r.slave, "x")
+		_ = readN(t, r.screen, 1) // it forwards, so the size is set
+		if got, err := pty.GetsizeFull(r.slave); err != nil || *got != test.want {
+			t.Errorf("LINES=%q COLUMNS=%q: got %+v, error %v; want %+v", test.lines, test.columns, got, err, test.want)
+		}
+		r.slave.Close()
+		_ = r.result(t)
+	}
+}
+
 // TestTerminal uses a real terminal as the person's side: raw while it runs, as
 // before afterwards, window size passed on.
 func TestTerminal(t *testing.T) {

@@ -115,14 +115,24 @@ func (f *Forwarder) restore() {
 	f.undo = nil
 }
 
-// copyWindowSize gives the PTY the size of the person's terminal, if there is
-// one.
+// copyWindowSize gives the PTY the size of the person's terminal. Where there is
+// none, programs get the size that the environment names, or an ordinary one:
+// some draw nothing, or divide by zero, on a terminal of no size.
 func (f *Forwarder) copyWindowSize() {
 	ws, err := unix.IoctlGetWinsize(f.stdout, unix.TIOCGWINSZ)
 	if err != nil {
-		return
+		ws = &unix.Winsize{Row: sizeFrom("LINES", 24), Col: sizeFrom("COLUMNS", 80)}
 	}
 	_ = unix.IoctlSetWinsize(f.master, unix.TIOCSWINSZ, ws)
+}
+
+// sizeFrom reads one side of a terminal's size from the environment.
+func sizeFrom(variable string, otherwise uint16) uint16 {
+	n, err := strconv.ParseUint(os.Getenv(variable), 10, 16)
+	if err != nil || n == 0 {
+		return otherwise
+	}
+	return uint16(n)
 }
 
 func sameFile(a, b int) bool {
