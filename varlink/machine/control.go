@@ -30,7 +30,7 @@ func (s *Services) terminate(ctx context.Context, call *varlink.Call) (any, erro
 func (s *Services) kill(ctx context.Context, call *varlink.Call) (any, error) {
 	p := call.Params
 	whom := "all"
-	if w := p.String("whom"); w != nil {
+	if w := p.String("whom"); w != nil && *w != "" {
 		switch *w {
 		case "all", "leader", "supervisor":
 			whom = *w

@@ -79,7 +79,7 @@ func (s *Services) find(call *varlink.Call, t target) (registry.Machine, error) 
 	var byName, byPID registry.Machine
 	var err error
 	if t.empty() {
-		return byName, varlink.InvalidParameter("name")
+		return byName, varlink.NewError(errNoSuchMachine)
 	}
 	if t.name != nil {
 		if *t.name != registry.HostName && !registry.ValidName(*t.name) {

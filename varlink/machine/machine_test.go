@@ -153,7 +153,7 @@ func start(t *testing.T, auth Authority) (*fakeRegistry, func(call string) strin
 func TestErrors(t *testing.T) {
 	_, call := start(t, nil)
 	tests := []struct{ name, method, parameters, want string }{
-		{"nothing given", "Terminate", `{}`, `InvalidParameter`},
+		{"nothing given", "Terminate", `{}`, errNoSuchMachine},
 		{"bad name", "Terminate", `{"name":"a/b"}`, `{"parameter":"name"}`},
 		{"unknown", "Terminate", `{"name":"nope"}`, errNoSuchMachine},
 		{"list without more", "List", `{}`, varlink.ErrorExpectedMore},
@@ -169,7 +169,9 @@ func TestErrors(t *testing.T) {
 		{"signal to the host", "Kill", `{"name":".host","signal":15}`, `"errno":95`},
 		{"end of the host", "Terminate", `{"name":".host"}`, `"errno":95`},
 		{"mode", "Open", `{"name":"deb","mode":"window"}`, `{"parameter":"mode"}`},
-		{"user of a tty", "Open", `{"name":"deb","mode":"tty","user":"root"}`, `{"parameter":"user"}`},
+		{"relative path, no shell", "Open", `{"name":"deb","mode":"tty","path":"sh"}`, `{"parameter":"path"}`},
+		{"signal to nobody in particular", "Kill", `{"name":".host","signal":15,"whom":""}`, `"errno":95`},
+		{"user of a tty", "Open", `{"name":"qemu","mode":"tty","user":"root"}`, errNotSupported},
 		{"shell of a vm", "Open", `{"name":"qemu","mode":"shell"}`, errNotSupported},
 		{"map without ids", "MapFrom", `{"name":"deb"}`, `{"parameter":"uid"}`},
 		{"map of a vm", "MapFrom", `{"name":"qemu","uid":0}`, errNotSupported},

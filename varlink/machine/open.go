@@ -26,25 +26,18 @@ func (s *Services) open(ctx context.Context, call *varlink.Call) (any, error) {
 	user, path := p.String("user"), p.String("path")
 	args, environment := p.Strings("args"), p.Strings("environment")
 	_ = interactive(call)
+	// What only a shell needs is checked always, and of no use to the others, as
+	// with stock.
+	if path != nil && !strings.HasPrefix(*path, "/") {
+		p.Invalid("path")
+	}
+	for _, variable := range environment {
+		if name, _, ok := strings.Cut(variable, "="); !ok || name == "" {
+			p.Invalid("environment")
+		}
+	}
 	switch mode {
-	case "tty", "login":
-		for _, given := range []struct {
-			name string
-			is   bool
-		}{{"user", user != nil}, {"path", path != nil}, {"args", args != nil}, {"environment", environment != nil}} {
-			if given.is {
-				p.Invalid(given.name)
-			}
-		}
-	case "shell":
-		if path != nil && !strings.HasPrefix(*path, "/") {
-			p.Invalid("path")
-		}
-		for _, variable := range environment {
-			if name, _, ok := strings.Cut(variable, "="); !ok || name == "" {
-				p.Invalid("environment")
-			}
-		}
+	case "tty", "login", "shell":
 	default:
 		p.Invalid("mode")
 	}

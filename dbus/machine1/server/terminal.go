@@ -169,9 +169,7 @@ func parseShell(user, path string, args, environment []string) (*shellRequest, e
 		}
 	}
 	switch {
-	case r.path == "" && len(r.args) > 0:
-		return nil, invalid("Arguments were given, but no path of a program")
-	case r.path == "":
+	case r.path == "": // arguments without a program say nothing
 		r.path, r.script = "/bin/sh", true
 		r.args = []string{"sh", "-c", loginScript, "sh", r.user}
 	case !strings.HasPrefix(r.path, "/"):
