@@ -38,6 +38,7 @@ var faultVariants = []faultVariant{
 	{name: "users", args: "-U -M bb --private-network true"},
 	{name: "image", args: "-i IMAGE.raw true"},
 	{name: "ephemeral", args: "-x -M bb true"},
+	{name: "reboot", args: "-x -U -M bb sh -c '[ -e /again ] && exit; >/again; reboot -f; sleep 9'"},
 	{name: "template", args: "--template=/var/lib/small -D /var/lib/machines/made true", clean: "/var/lib/machines/made"},
 	{name: "volatile", args: "-M bb --volatile=overlay --bind=/usr/share:/mnt/b --tmpfs=/mnt/t --overlay=+/etc:/var/tmp/up:/mnt/o true"},
 	{name: "veth and ports", args: "-M bb -n -p tcp:18180:80 --as-pid2 sh -c 'ip addr add 192.0.2.7/24 dev host0; sleep 0.1'", ports: true},
@@ -196,7 +197,10 @@ func (f *faults) variant(t *testing.T, number int, v faultVariant) {
 	}
 	starts, began := 0, time.Now()
 	list := f.tried.plan(calls, number, f.samples)
-	for _, now := range list {
+	for i, now := range list {
+		if i > 0 && i%500 == 0 {
+			t.Logf("%d of %d faults in %v", i, len(list), time.Since(began).Round(time.Second))
+		}
 		r := f.run(t, v, now)
 		starts++
 		what := fmt.Sprintf("%s at %s", now.kind, now.call)
