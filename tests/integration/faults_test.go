@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -51,19 +52,24 @@ var faultVariants = []faultVariant{
 
 // TestFaults has the calls of the spawner fail, and kills it and the daemon at
 // them, one by one: each time there is an answer, and nothing is left behind.
-// MACHINED_TEST_FAULTS is a number of calls to try of each start, or all: then each
-// call of each start fails in one way, and in all ways the first time that it is
-// made with these arguments; two hosts share the work.
+// MACHINED_TEST_FAULTS is a number of calls to try of each start, or all, or names of
+// system calls: then each of these calls of each start fails in one way, and in all ways
+// the first time that it is made with these arguments; two hosts share the work.
 func TestFaults(t *testing.T) {
 	ours(t)
 	samples, hosts := 3, 1
-	if n, err := strconv.Atoi(os.Getenv("MACHINED_TEST_FAULTS")); err == nil {
+	tried := &triedCalls{keys: map[string]bool{}}
+	if text := os.Getenv("MACHINED_TEST_FAULTS"); text != "" {
+		n, err := strconv.Atoi(text)
 		samples = n
-	} else if os.Getenv("MACHINED_TEST_FAULTS") == "all" {
-		samples, hosts = 0, 2
+		if err != nil {
+			samples, hosts = 0, 2
+		}
+		if err != nil && text != "all" {
+			tried.only = strings.Split(text, ",")
+		}
 	}
 	free := make(chan *faults, hosts)
-	tried := &triedCalls{keys: map[string]bool{}}
 	for range hosts {
 		free <- newFaults(t, samples, tried)
 	}
@@ -88,6 +94,7 @@ func TestFaults(t *testing.T) {
 type triedCalls struct {
 	mu                    sync.Mutex
 	keys                  map[string]bool
+	only                  []string // of the calls with these names, nil: of all
 	calls, faults, starts int
 }
 
@@ -107,6 +114,9 @@ func (c *triedCalls) plan(calls []faultCall, variant, samples int) (list []fault
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, call := range calls {
+		if name, _, _ := strings.Cut(call.name, "/"); c.only != nil && !slices.Contains(c.only, name) {
+			continue
+		}
 		if !c.keys[call.key] {
 			c.keys[call.key] = true
 			for _, kind := range faultKinds {

@@ -12,6 +12,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -26,8 +27,9 @@
 #include <time.h>
 #include <unistd.h>
 
-/* How a call counts: always, or if it writes to what is not a regular file, or opens a file to change it. */
-enum { ALWAYS, WRITES, CHANGES_FILE };
+/* How a call counts: always, or if it writes to what is not a regular file, opens a file to change it, executes another
+ * program than the command itself, sets a limit, or makes a process (Go can't do without another thread). */
+enum { ALWAYS, WRITES, CHANGES_FILE, EXECUTES, LIMITS, FORKS };
 
 /* What is told of its arguments: s a string, d a directory that a path is relative to, f a file, n a number, - nothing. */
 static const struct { const char *name; int nr, when; const char *arguments; } calls[] = {
@@ -41,6 +43,9 @@ static const struct { const char *name; int nr, when; const char *arguments; } c
         CALL(setresuid, "nnn"), CALL(setresgid, "nnn"), CALL(setgroups, "n"), CALL(capset, ""), CALL(seccomp, "nn"),
         CALL(sethostname, ""), CALL(setsid, ""), CALL(chdir, "s"), CALL(fchdir, "f"), CALL(execveat, "ds"), CALL(copy_file_range, "f-f"),
         CALL(sendfile, "ff"), CALL(close_range, ""), CALL(dup3, ""), CALL(clone3, ""),
+        CALL(fchown, "fnn"), CALL(fchmod, "fn"), CALL(ftruncate, "fn"), CALL(pwrite64, "f-n"), CALL(fsetxattr, "fs"),
+        CALL(utimensat, "ds"), CALL(setsockopt, "fnn"), CALL(pidfd_send_signal, "-n"), CALL(sched_setaffinity, ""), CALL(personality, "n"),
+        CALL(keyctl, "n"), { "execve", SYS_execve, EXECUTES, "s" }, { "clone", SYS_clone, FORKS, "" }, { "prlimit64", SYS_prlimit64, LIMITS, "-n" },
         { "write", SYS_write, WRITES, "f" }, { "openat", SYS_openat, CHANGES_FILE, "dsn" },
 #ifdef SYS_mkdir
         CALL(mkdir, "sn"), CALL(rmdir, "s"), CALL(unlink, "s"), CALL(rename, "ss"), CALL(chown, "snn"), CALL(chmod, "sn"),
@@ -77,9 +82,18 @@ static const char *file(const struct seccomp_notif *n, int fd) {
 }
 
 /* counts tells whether a call changes something outside of its process. */
-static int counts(int i, const struct seccomp_notif *n) {
-        if (calls[i].when != WRITES)
+static int counts(int i, const struct seccomp_notif *n, pid_t command) {
+        switch (calls[i].when) {
+        case EXECUTES:
+                return (pid_t)n->pid != command;
+        case FORKS:
+                return !(n->data.args[0] & CLONE_THREAD);
+        case LIMITS:
+                return n->data.args[2] != 0;
+        case ALWAYS:
+        case CHANGES_FILE:
                 return 1;
+        }
         const char *target = file(n, (int)n->data.args[0]);
         return !strncmp(target, "socket:", 7) || !strncmp(target, "/sys/", 5) || !strncmp(target, "/proc/", 6);
 }
@@ -173,7 +187,7 @@ int main(int argc, char **argv) {
                 r.id = n.id;
                 r.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
                 for (int i = 0; i < COUNT; i++) {
-                        if (calls[i].nr != n.data.nr || !counts(i, &n))
+                        if (calls[i].nr != n.data.nr || !counts(i, &n, child))
                                 continue;
                         seen++;
                         numbers[i]++;
