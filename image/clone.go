@@ -41,7 +41,7 @@ func (s *Store) CloneWith(ctx context.Context, name, newName string, opts CloneO
 	if err != nil {
 		return err
 	}
-	fail := func(err error) error { return fmt.Errorf("clone image %q to %q: %w", name, newName, err) }
+	fail := func(err error) error { return copying(name, err) }
 	if err := copyable(img); err != nil && img.Type != TypeMStack {
 		return fail(err)
 	}
@@ -153,9 +153,9 @@ func (s *Store) cloneAtOnce(img Image, newName string, readOnly bool) (bool, err
 func copyable(img Image) error {
 	switch {
 	case img.IsHost():
-		return ErrHostTree
+		return tell(ErrHostTree, "image %q is the host's own tree, of which no copy can be made", img.Name)
 	case img.Type == TypeBlock || img.Type == TypeMStack:
-		return ErrNotSupported
+		return cannot(img, "cannot be copied")
 	}
 	return nil
 }

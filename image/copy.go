@@ -172,7 +172,7 @@ func (c *copied) finish() error {
 		// Without quota there is nothing to count, and no limit to carry over.
 		if accountIn(c.f, filepath.Dir(c.path)) == nil && c.limit != Unknown {
 			if err := btrfs.SetLimit(c.f, c.limit); err != nil {
-				return quotaError(err)
+				return quotaError("the copy", err)
 			}
 		}
 	}

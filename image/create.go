@@ -17,7 +17,7 @@ type RunTool func(ctx context.Context, argv []string, dir *os.File) error
 // When that fails, or ctx ends, nothing is left.
 func (s *Store) Create(ctx context.Context, name string, source Source, run RunTool) error {
 	fail := func(err error) error {
-		return fmt.Errorf("create image %q from %s: %w", name, source.Distribution, err)
+		return on(name, err)
 	}
 	lock, err := s.reserve(ctx, name)
 	if err != nil {

@@ -78,7 +78,7 @@ func (s *Store) Get(ctx context.Context, name string) (Image, error) {
 	}
 	for _, dir := range s.cfg.SearchPath {
 		if err := ctx.Err(); err != nil {
-			return Image{}, fmt.Errorf("find image %q: %w", name, err)
+			return Image{}, on(name, err)
 		}
 		img, err := s.getIn(dir, name)
 		if errors.Is(err, ErrNoSuchImage) {
@@ -86,7 +86,7 @@ func (s *Store) Get(ctx context.Context, name string) (Image, error) {
 		}
 		return img, err
 	}
-	return Image{}, fmt.Errorf("find image %q: %w", name, ErrNoSuchImage)
+	return Image{}, tell(ErrNoSuchImage, "there is no image %q", name)
 }
 
 // getIn looks for name in one directory, in each form an image may have there.
@@ -106,7 +106,7 @@ func (s *Store) getIn(dir, name string) (Image, error) {
 		}
 		return img, err
 	}
-	return Image{}, fmt.Errorf("find image %q in %q: %w", name, dir, ErrNoSuchImage)
+	return Image{}, tell(ErrNoSuchImage, "there is no image %q in %q", name, dir)
 }
 
 // nameOf tells which image, if any, the entry file of dir would be.
@@ -148,13 +148,13 @@ func (s *Store) describe(dir, file, name string) (Image, error) {
 	if strings.HasSuffix(file, pickSuffix) && isDir(path) {
 		picked, err := pickVersion(path, strings.TrimSuffix(file, pickSuffix))
 		if err != nil {
-			return Image{}, fmt.Errorf("find image %q: %w", name, err)
+			return Image{}, on(name, err)
 		}
 		path = filepath.Join(path, picked)
 	}
 	img, err := inspect(path)
 	if err != nil {
-		return Image{}, fmt.Errorf("inspect image %q: %w", name, err)
+		return Image{}, on(name, err)
 	}
 	img.Name, img.Class = name, s.cfg.Class
 	img.ReadOnly = img.ReadOnly || img.Hidden()
@@ -165,7 +165,7 @@ func (s *Store) describe(dir, file, name string) (Image, error) {
 func (s *Store) host() (Image, error) {
 	img, err := inspect(s.cfg.HostRoot)
 	if err != nil {
-		return Image{}, fmt.Errorf("inspect image %q: %w", HostName, err)
+		return Image{}, on(HostName, err)
 	}
 	img.Name, img.Class, img.ReadOnly = HostName, s.cfg.Class, true
 	return img, nil

@@ -5,10 +5,7 @@
 // image.
 package image
 
-import (
-	"errors"
-	"time"
-)
+import "time"
 
 // Type says how an image is stored.
 type Type string
@@ -41,20 +38,6 @@ const HostName = ".host"
 
 // Unknown is the value of a size that is not known or has no limit.
 const Unknown = ^uint64(0)
-
-// Sentinel errors of this package. They are wrapped with the image's name.
-var (
-	ErrNoSuchImage  = errors.New("no such image")
-	ErrInvalidName  = errors.New("invalid image name")
-	ErrBusy         = errors.New("image is currently busy")
-	ErrExists       = errors.New("image exists already")
-	ErrReadOnly     = errors.New("image is part of the host or read-only")
-	ErrNotSupported = errors.New("operation not supported on this kind of image")
-	ErrInvalid      = errors.New("invalid argument")
-	ErrHostTree     = errors.New("the host's own tree is no image to copy")
-	ErrNoSystem     = errors.New("no system is in the image")
-	ErrNoMetadata   = errors.New("image has no such information")
-)
 
 // Image describes one image at the time it was looked at. It is a value and
 // does not change after it has been handed out.

@@ -84,7 +84,7 @@ func (s *Store) Flatten(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	fail := func(err error) error { return fmt.Errorf("flatten image %q: %w", name, err) }
+	fail := func(err error) error { return copying(name, err) }
 	if err := changeable(img); err != nil {
 		return fail(err)
 	}

@@ -34,7 +34,7 @@ func (s *Store) Metadata(ctx context.Context, name string) (Metadata, error) {
 		return Metadata{}, err
 	}
 	fail := func(err error) (Metadata, error) {
-		return Metadata{}, fmt.Errorf("read metadata of image %q: %w", name, err)
+		return Metadata{}, on(name, err)
 	}
 	if !img.IsHost() {
 		lock, err := s.lockImage(img, false)

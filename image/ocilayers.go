@@ -2,7 +2,6 @@ package image
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -162,11 +161,11 @@ func (s *Store) removeLayer(name string, unasked bool) error {
 	layer := os.NewFile(uintptr(fd), path)
 	defer func() { _ = layer.Close() }()
 	if err := HoldTemp(layer); err != nil {
-		return fmt.Errorf("layer %q: %w", name, ErrBusy)
+		return busy(name)
 	}
 	if unasked {
 		if n, err := unix.Fgetxattr(fd, keptLayer, nil); err == nil && n > 0 {
-			return fmt.Errorf("layer %q is to be kept: %w", name, ErrBusy)
+			return tell(ErrBusy, "layer %q is to be kept", name)
 		}
 	}
 	listed, err := s.listedLayers()
@@ -174,7 +173,7 @@ func (s *Store) removeLayer(name string, unasked bool) error {
 		return err
 	}
 	if by, ok := listed[name]; ok {
-		return fmt.Errorf("layer %q belongs to image %q: %w", name, strings.TrimSuffix(filepath.Base(by), mstackSuffix), ErrBusy)
+		return tell(ErrBusy, "layer %q belongs to image %q", name, strings.TrimSuffix(filepath.Base(by), mstackSuffix))
 	}
 	st, err := layer.Stat()
 	if err != nil {
@@ -200,7 +199,7 @@ func (s *Store) cleanLayers() ([]Removed, error) {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, nil
 		}
-		return nil, fmt.Errorf("clean pool: %w", err)
+		return nil, err
 	}
 	var removed []Removed
 	for _, entry := range entries {
@@ -212,7 +211,7 @@ func (s *Store) cleanLayers() ([]Removed, error) {
 			continue
 		}
 		if err != nil {
-			return removed, fmt.Errorf("clean pool: %w", err)
+			return removed, err
 		}
 		removed = append(removed, Removed{Name: entry.Name(), Freed: Unknown})
 	}

@@ -17,8 +17,11 @@ import (
 
 // changeable returns ErrReadOnly for images that nobody may change.
 func changeable(img Image) error {
-	if img.IsHost() || img.Vendor() {
-		return fmt.Errorf("image %q: %w", img.Name, ErrReadOnly)
+	switch {
+	case img.IsHost():
+		return tell(ErrReadOnly, "image %q is the host itself", img.Name)
+	case img.Vendor():
+		return tell(ErrReadOnly, "image %q is part of the operating system, in %q", img.Name, filepath.Dir(img.Path))
 	}
 	return nil
 }
@@ -27,14 +30,18 @@ func changeable(img Image) error {
 func (s *Store) lockImage(img Image, exclusive bool) (*pathlock.Lock, error) {
 	path, err := filepath.EvalSymlinks(img.Path)
 	if err != nil {
-		return nil, fmt.Errorf("lock image %q: %w", img.Name, err)
+		return nil, on(img.Name, err)
 	}
 	if path, err = filepath.Abs(path); err != nil {
-		return nil, fmt.Errorf("lock image %q: %w", img.Name, err)
+		return nil, on(img.Name, err)
 	}
 	lock, err := pathlock.Locks{Dir: s.cfg.LockDir}.Image(path, exclusive)
 	if errors.Is(err, pathlock.ErrBusy) {
-		return nil, fmt.Errorf("image %q: %w", img.Name, ErrBusy)
+		return nil, busy(img.Name)
+	}
+	var file *fs.PathError
+	if errors.As(err, &file) {
+		return nil, on(img.Name, fmt.Errorf("lock it: %w", file.Err))
 	}
 	return lock, err
 }
@@ -47,7 +54,7 @@ func (s *Store) reserve(ctx context.Context, name string) (*pathlock.Lock, error
 	}
 	lock, err := pathlock.Locks{Dir: s.cfg.LockDir}.Name(name, true)
 	if errors.Is(err, pathlock.ErrBusy) {
-		return nil, fmt.Errorf("image %q: %w", name, ErrBusy)
+		return nil, tell(ErrBusy, "image %q is being made by somebody else", name)
 	}
 	if err != nil {
 		return nil, err
@@ -55,7 +62,7 @@ func (s *Store) reserve(ctx context.Context, name string) (*pathlock.Lock, error
 	_, err = s.Get(ctx, name)
 	if err == nil {
 		lock.Close()
-		return nil, fmt.Errorf("image %q: %w", name, ErrExists)
+		return nil, tell(ErrExists, "image %q exists already", name)
 	}
 	if !errors.Is(err, ErrNoSuchImage) {
 		lock.Close()
@@ -83,11 +90,11 @@ func (s *Store) Removable(ctx context.Context, name string) error {
 		return err
 	}
 	if err := changeable(img); err != nil {
-		return fmt.Errorf("remove: %w", err)
+		return err
 	}
 	lock, err := s.lockImage(img, true)
 	if err != nil {
-		return fmt.Errorf("remove: %w", err)
+		return err
 	}
 	lock.Close()
 	return nil
@@ -95,11 +102,11 @@ func (s *Store) Removable(ctx context.Context, name string) error {
 
 func (s *Store) remove(img Image) error {
 	if err := changeable(img); err != nil {
-		return fmt.Errorf("remove: %w", err)
+		return err
 	}
 	if s.isLayer(img) {
 		if err := s.removeLayer(img.Name, false); err != nil {
-			return fmt.Errorf("remove: %w", err)
+			return err
 		}
 		return nil
 	}
@@ -109,15 +116,15 @@ func (s *Store) remove(img Image) error {
 	}
 	lock, err := s.lockImage(img, true)
 	if err != nil {
-		return fmt.Errorf("remove: %w", err)
+		return err
 	}
 	defer lock.Close()
 	st, err := os.Lstat(img.Path)
 	if err != nil {
-		return fmt.Errorf("remove image %q: %w", img.Name, err)
+		return on(img.Name, err)
 	}
 	if img.Type == TypeBlock && st.Mode().Type() != fs.ModeSymlink && strings.HasPrefix(img.Path, "/dev/") {
-		return fmt.Errorf("remove image %q: %w", img.Name, ErrNotSupported)
+		return cannot(img, "cannot be removed from /dev")
 	}
 	if pool, ok := s.layered(img); ok {
 		err = layerError(pool.Remove(img.Name))
@@ -125,15 +132,15 @@ func (s *Store) remove(img Image) error {
 		err = removeAtOnce(img.Path, st)
 	}
 	if err != nil {
-		return fmt.Errorf("remove image %q: %w", img.Name, err)
+		return on(img.Name, err)
 	}
 	for _, path := range s.auxiliary(img) {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove image %q: %w", img.Name, err)
+			return on(img.Name, err)
 		}
 	}
 	if err := s.removeSnapshots(img.Name); err != nil {
-		return fmt.Errorf("remove snapshots of image %q: %w", img.Name, err)
+		return on(img.Name, fmt.Errorf("remove its snapshots: %w", err))
 	}
 	s.DropLayers(layers)
 	return nil
@@ -198,12 +205,17 @@ func (s *Store) Rename(ctx context.Context, name, newName string) error {
 	if err != nil {
 		return err
 	}
-	fail := func(err error) error { return fmt.Errorf("rename image %q to %q: %w", name, newName, err) }
+	fail := func(err error) error { return on(name, err) }
 	if err := changeable(img); err != nil {
 		return fail(err)
 	}
-	if strings.HasSuffix(filepath.Dir(img.Path), pickSuffix) || s.isLayer(img) || (img.Type == TypeBlock && strings.HasPrefix(img.Path, "/dev/")) {
-		return fail(ErrNotSupported)
+	switch {
+	case strings.HasSuffix(filepath.Dir(img.Path), pickSuffix):
+		return tell(ErrNotSupported, "image %q is a version in %q, which would be none any more", name, filepath.Dir(img.Path))
+	case s.isLayer(img):
+		return tell(ErrNotSupported, "image %q is a layer, which has its name from its content", name)
+	case img.Type == TypeBlock && strings.HasPrefix(img.Path, "/dev/"):
+		return cannot(img, "cannot be renamed in /dev")
 	}
 	lock, err := s.lockImage(img, true)
 	if err != nil {
@@ -279,9 +291,9 @@ func (s *Store) SetReadOnly(ctx context.Context, name string, readOnly bool) err
 	if err != nil {
 		return err
 	}
-	fail := func(err error) error { return fmt.Errorf("mark image %q: %w", name, err) }
+	fail := func(err error) error { return on(name, err) }
 	if img.Hidden() {
-		return fail(ErrReadOnly)
+		return tell(ErrReadOnly, "image %q is hidden, and so always read-only", name)
 	}
 	if err := changeable(img); err != nil {
 		return fail(err)
@@ -311,7 +323,7 @@ func (s *Store) markReadOnly(img Image, readOnly bool) error {
 	case TypeDirectory:
 		err := setImmutable(path, readOnly)
 		if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) {
-			return ErrNotSupported
+			return tell(ErrNotSupported, "image %q lies on a file system that has no immutable directories", img.Name)
 		}
 		return err
 	case TypeSubvolume:
@@ -350,7 +362,7 @@ func (s *Store) markReadOnly(img Image, readOnly bool) error {
 		defer func() { _ = dev.Close() }()
 		return setBlockReadOnly(dev, readOnly)
 	default:
-		return ErrNotSupported
+		return cannot(img, "is read-only when it has no layer for changes")
 	}
 }
 
@@ -361,12 +373,12 @@ func (s *Store) SetLimit(ctx context.Context, name string, limit uint64) error {
 	if err != nil {
 		return err
 	}
-	fail := func(err error) error { return fmt.Errorf("set limit of image %q: %w", name, err) }
+	fail := func(err error) error { return on(name, err) }
 	if err := changeable(img); err != nil {
 		return fail(err)
 	}
 	if img.Type != TypeSubvolume {
-		return fail(ErrNotSupported)
+		return cannot(img, "can have no limit")
 	}
 	dir, err := os.Open(img.Path)
 	if err != nil {
@@ -375,10 +387,10 @@ func (s *Store) SetLimit(ctx context.Context, name string, limit uint64) error {
 	defer func() { _ = dir.Close() }()
 	// Where the limit has been reached already no group can be made; there is one then.
 	if err := accountIn(dir, filepath.Dir(img.Path)); err != nil && !errors.Is(err, unix.EDQUOT) {
-		return fail(quotaError(err))
+		return fail(quotaError(fmt.Sprintf("image %q", name), err))
 	}
 	if err := btrfs.SetLimit(dir, limit); err != nil {
-		return fail(quotaError(err))
+		return fail(quotaError(fmt.Sprintf("image %q", name), err))
 	}
 	return nil
 }
@@ -393,10 +405,10 @@ func accountIn(dir *os.File, parent string) error {
 	return btrfs.Account(dir, pool)
 }
 
-// quotaError tells that a limit cannot be kept because quota is off.
-func quotaError(err error) error {
+// quotaError tells that what cannot have its limit because quota is off.
+func quotaError(what string, err error) error {
 	if errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTTY) {
-		return fmt.Errorf("%w: quota is off on this file system", ErrNotSupported)
+		return tell(ErrNotSupported, "%s can have no limit, as quota is off on its file system", what)
 	}
 	return err
 }

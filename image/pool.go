@@ -56,7 +56,7 @@ func (s *Store) poolQuota() btrfs.Limits {
 // SetPoolLimit bounds the pool in bytes; Unknown lifts the limit. The pool must
 // be a subvolume of btrfs; quota is turned on where it is off.
 func (s *Store) SetPoolLimit(_ context.Context, limit uint64) error {
-	fail := func(err error) error { return fmt.Errorf("set limit of pool %q: %w", s.cfg.PoolDir, err) }
+	fail := func(err error) error { return fmt.Errorf("pool %q: %w", s.cfg.PoolDir, err) }
 	// Where the limit has been reached nothing can be made; all is set up then.
 	if err := s.SetupPool(); err != nil && !errors.Is(err, unix.EDQUOT) {
 		return fail(err)
@@ -70,7 +70,7 @@ func (s *Store) SetPoolLimit(_ context.Context, limit uint64) error {
 		return fail(ErrNotSupported)
 	}
 	if err := btrfs.SetLimit(dir, limit); err != nil {
-		return fail(quotaError(err))
+		return fail(quotaError(fmt.Sprintf("pool %q", s.cfg.PoolDir), err))
 	}
 	return nil
 }
@@ -105,16 +105,16 @@ func (s *Store) SetupPool() error {
 // stay; the first other failure ends it.
 func (s *Store) Clean(ctx context.Context, mode CleanMode) ([]Removed, error) {
 	if mode != CleanHidden && mode != CleanAll {
-		return nil, fmt.Errorf("clean pool: %w: unknown mode %q", ErrInvalid, mode)
+		return nil, fmt.Errorf("%w: unknown mode %q", ErrInvalid, mode)
 	}
 	list, err := s.List(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("clean pool: %w", err)
+		return nil, err
 	}
 	var removed []Removed
 	for _, img := range list {
 		if err := ctx.Err(); err != nil {
-			return removed, fmt.Errorf("clean pool: %w", err)
+			return removed, err
 		}
 		if img.IsHost() || img.Vendor() || (mode == CleanHidden && !img.Hidden()) || s.isLayer(img) {
 			continue // layers come last: images may list them
@@ -124,7 +124,7 @@ func (s *Store) Clean(ctx context.Context, mode CleanMode) ([]Removed, error) {
 		case errors.Is(err, ErrBusy):
 			continue
 		case err != nil:
-			return removed, fmt.Errorf("clean pool: %w", err)
+			return removed, err
 		}
 		removed = append(removed, Removed{Name: img.Name, Freed: img.UsageExclusive})
 	}

@@ -57,7 +57,7 @@ func (s *Store) Snapshot(ctx context.Context, name, snap string) (string, error)
 	if err != nil {
 		return "", err
 	}
-	fail := func(err error) (string, error) { return "", fmt.Errorf("snapshot image %q: %w", name, err) }
+	fail := func(err error) (string, error) { return "", copying(name, err) }
 	if err := copyable(img); err != nil {
 		return fail(err)
 	}
@@ -65,6 +65,7 @@ func (s *Store) Snapshot(ctx context.Context, name, snap string) (string, error)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fail(err)
 	}
+	defer removeEmpty(dir) // when nothing came of it
 	if img.Type != TypeSubvolume || !liesOnBtrfs(dir) {
 		lock, err := s.lockImage(img, false)
 		if err != nil {
@@ -97,7 +98,7 @@ func (s *Store) Snapshot(ctx context.Context, name, snap string) (string, error)
 			}
 		}
 		if _, err := findSnapshot(dir, as); err == nil {
-			err = fmt.Errorf("snapshot %q: %w", as, ErrExists)
+			err = tell(ErrExists, "image %q has a snapshot %q already", name, as)
 			if snap == "" && try < 100 {
 				continue
 			}
@@ -169,7 +170,7 @@ func (s *Store) Snapshots(ctx context.Context, name string) ([]Snapshot, error) 
 		}
 		of, err := snapshotsIn(s.snapshotsOf(image), image)
 		if err != nil {
-			return nil, fmt.Errorf("list snapshots of image %q: %w", image, err)
+			return nil, on(image, err)
 		}
 		list = append(list, of...)
 	}
@@ -223,7 +224,7 @@ func (s *Store) Rollback(ctx context.Context, name, snap string) (string, error)
 	if err != nil {
 		return "", err
 	}
-	fail := func(err error) (string, error) { return "", fmt.Errorf("roll back image %q: %w", name, err) }
+	fail := func(err error) (string, error) { return "", on(name, err) }
 	if err := changeable(img); err != nil {
 		return fail(err)
 	}
@@ -237,7 +238,7 @@ func (s *Store) Rollback(ctx context.Context, name, snap string) (string, error)
 			return fail(err)
 		}
 		if len(list) == 0 {
-			return fail(fmt.Errorf("%w: it has none", ErrNoSuchSnapshot))
+			return fail(tell(ErrNoSuchSnapshot, "image %q has no snapshot", name))
 		}
 		snap = list[len(list)-1].Name
 	} else if err := CheckSnapshotName(snap); err != nil {
@@ -245,14 +246,14 @@ func (s *Store) Rollback(ctx context.Context, name, snap string) (string, error)
 	}
 	path, err := findSnapshot(dir, snap)
 	if err != nil {
-		return fail(fmt.Errorf("%w %q", err, snap))
+		return fail(tell(err, "image %q has no snapshot %q", name, snap))
 	}
 	from, err := inspect(path)
 	if err != nil {
 		return fail(err)
 	}
 	if (from.Type == TypeRaw) != (img.Type == TypeRaw) {
-		return fail(fmt.Errorf("snapshot %q: %w: it is of another type", snap, ErrNotSupported))
+		return fail(tell(ErrNotSupported, "snapshot %q is of another type than image %q", snap, name))
 	}
 	lock, err := s.lockImage(img, true)
 	if err != nil {
@@ -297,7 +298,7 @@ func (s *Store) Prune(ctx context.Context, name string, snaps []string, keep int
 		return nil, err
 	}
 	dir := s.snapshotsOf(name)
-	fail := func(err error) error { return fmt.Errorf("prune snapshots of image %q: %w", name, err) }
+	fail := func(err error) error { return on(name, err) }
 	if len(snaps) == 0 {
 		list, err := snapshotsIn(dir, name)
 		if err != nil {
@@ -319,7 +320,7 @@ func (s *Store) Prune(ctx context.Context, name string, snaps []string, keep int
 		}
 		path, err := findSnapshot(dir, snap)
 		if err != nil {
-			return nil, fail(fmt.Errorf("%w %q", err, snap))
+			return nil, tell(err, "image %q has no snapshot %q", name, snap)
 		}
 		paths = append(paths, path)
 	}
@@ -337,10 +338,19 @@ func (s *Store) Prune(ctx context.Context, name string, snaps []string, keep int
 		}
 		removed = append(removed, snaps[i])
 	}
-	_ = os.Remove(dir) // when it is empty
-	_ = os.Remove(filepath.Dir(dir))
-	_ = os.Remove(filepath.Dir(filepath.Dir(dir)))
+	removeEmpty(dir)
 	return removed, nil
+}
+
+// removeEmpty removes the directory of an image's snapshots, and those that it lies in,
+// as far as they are empty.
+func removeEmpty(dir string) {
+	for range 3 { // up to overlay.PrivateDir
+		if os.Remove(dir) != nil {
+			return
+		}
+		dir = filepath.Dir(dir)
+	}
 }
 
 // renameSnapshots lets the snapshots follow their image to its new name.
@@ -368,8 +378,6 @@ func (s *Store) removeSnapshots(name string) error {
 			}
 		}
 	}
-	_ = os.Remove(dir)
-	_ = os.Remove(filepath.Dir(dir))
-	_ = os.Remove(filepath.Dir(filepath.Dir(dir)))
+	removeEmpty(dir)
 	return nil
 }

@@ -177,7 +177,7 @@ func (s *Store) cloneStack(ctx context.Context, img Image, newName string, opts 
 	rw := filepath.Join(c.path, "rw")
 	if opts.ReadOnly {
 		if _, err := os.Lstat(rw); err == nil {
-			return fmt.Errorf("%w: a mount stack with changes of its own cannot become read-only", ErrNotSupported)
+			return tell(ErrNotSupported, "image %q is a mount stack with changes of its own, of which no read-only copy can be made", img.Name)
 		}
 	}
 	if err := os.RemoveAll(filepath.Join(rw, "work")); err != nil { // overlayfs's own

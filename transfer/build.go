@@ -182,7 +182,7 @@ func (e *engine) target(tree bool) string {
 	return filepath.Join(e.ImageRoot, e.Local+".raw")
 }
 
-// worded is an error in stock's words, which people and scripts know.
+// worded is an error in words of its own, such as stock's, which people and scripts know.
 type worded struct {
 	text string
 	err  error

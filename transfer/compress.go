@@ -9,7 +9,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -71,9 +73,10 @@ const maxWindow = 128 << 20
 func NewReader(r io.Reader) (io.ReadCloser, Format, error) {
 	in := bufio.NewReaderSize(r, 1<<18)
 	head, err := in.Peek(6)
-	if err != nil && !errors.Is(err, io.EOF) {
+	if err != nil && (len(head) == 0 || !errors.Is(err, io.EOF)) {
 		return nil, "", err
 	}
+	err = nil
 	format := detect(head)
 	var out io.Reader
 	closer := func() error { return nil }
@@ -84,7 +87,7 @@ func NewReader(r io.Reader) (io.ReadCloser, Format, error) {
 		var d *zstd.Decoder
 		d, err = zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(0))
 		if err == nil {
-			out, closer = d, func() error { d.Close(); return nil }
+			out, closer = zstdReader{d}, func() error { d.Close(); return nil }
 		}
 	case Bzip2:
 		out, closer, err = pipeThrough(in, func() (io.Reader, error) { return bzip2.NewReader(in), nil }, []string{"lbzip2", "-dc"}, []string{"bzip2", "-dc"})
@@ -201,14 +204,56 @@ func (c *childReader) Read(b []byte) (int, error) {
 
 func (c *childReader) wait() error {
 	c.once.Do(func() {
-		if err := c.cmd.Wait(); err != nil {
-			c.err = fmt.Errorf("%w: %s: %w", ErrArchive, c.errs.line(), err)
-		}
+		c.err = decoderFault(filepath.Base(c.cmd.Path), c.cmd.Wait(), c.errs.line())
 		if c.source.err != nil {
 			c.err = c.source.err
 		}
 	})
 	return c.err
+}
+
+// decoderFault says what a program for decompression means by its end and by what
+// it has written: on the first fault only, in words that are not about the program.
+func decoderFault(program string, ended error, said string) error {
+	says := func(words ...string) bool {
+		lower := strings.ToLower(said)
+		return slices.ContainsFunc(words, func(word string) bool { return strings.Contains(lower, word) })
+	}
+	format := strings.TrimPrefix(program, "l") // lbzip2
+	var exit *exec.ExitError
+	switch {
+	case says("garbage"): // only a warning to some
+		return fmt.Errorf("data follow the end of its %s stream", format)
+	case ended == nil:
+		return nil
+	case !errors.As(ended, &exit) || !exit.Exited():
+		return fmt.Errorf("%s: %w", program, ended)
+	case says("unexpected end", "ends unexpectedly"):
+		return io.ErrUnexpectedEOF
+	case says("memory usage limit"):
+		return fmt.Errorf("its %s stream needs too much memory", format)
+	case says("corrupt", "integrity", "not recognized", "not a bzip2 file", "compressed data error"):
+		return fmt.Errorf("its %s stream is corrupt", format)
+	}
+	return fmt.Errorf("%s: %w: %s", program, ended, said)
+}
+
+// zstdReader gives the errors of a decoder words that are about the stream.
+type zstdReader struct{ d *zstd.Decoder }
+
+func (z zstdReader) Read(b []byte) (int, error) {
+	n, err := z.d.Read(b)
+	var from *sourceError
+	switch {
+	case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &from):
+	case errors.Is(err, zstd.ErrMagicMismatch):
+		err = errors.New("data follow the end of its zstd stream")
+	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
+		err = errors.New("its zstd stream needs too much memory")
+	default:
+		err = fmt.Errorf("its zstd stream is corrupt: %w", err)
+	}
+	return n, err
 }
 
 func (c *childReader) Close() error {

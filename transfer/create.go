@@ -74,7 +74,10 @@ func (u *untar) openParent(dir string) (*os.File, error) {
 	if errors.Is(err, unix.ENOENT) {
 		f, err = u.makeParents(dir)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOENT):
+		return nil, fmt.Errorf("%w: %q: %w", ErrArchive, shorten(dir), withoutPath(err))
+	case err != nil:
 		return nil, err
 	}
 	u.enter(f, dir)
@@ -84,6 +87,10 @@ func (u *untar) openParent(dir string) (*os.File, error) {
 // smallRecords is how much a header may say, in bytes, that waits in memory with
 // its file.
 const smallRecords = 64 << 10
+
+// largestFile is the largest file that an entry may be, in bytes. Most of such a one
+// can only be holes, whose zeros are read all the same.
+const largestFile = maxDisk
 
 // recordBytes is the size of what the extended header of an entry says.
 func recordBytes(h *tar.Header) int {
@@ -128,6 +135,14 @@ func (u *untar) regular(ctx context.Context, h *tar.Header, at int, base string)
 	}
 	file := os.NewFile(uintptr(fd), base)
 	defer func() { _ = file.Close() }()
+	if h.Size > largestFile {
+		return fail("file", fmt.Errorf("%w: it claims to have %d bytes", ErrArchive, h.Size))
+	}
+	if h.Size > 1<<30 { // what the file system cannot hold shows now, not when all its zeros have been read
+		if err := unix.Ftruncate(fd, h.Size); err != nil {
+			return fail("file of "+bytesText(h.Size), err)
+		}
+	}
 	sparse := &sparseWriter{f: file}
 	for left := h.Size; left > 0; {
 		if err := ctx.Err(); err != nil {
@@ -135,7 +150,7 @@ func (u *untar) regular(ctx context.Context, h *tar.Header, at int, base string)
 		}
 		n, err := io.ReadFull(u.tr, u.buf[:min(int64(len(u.buf)), left)])
 		if _, werr := sparse.Write(u.buf[:n]); werr != nil {
-			return fail("write", werr)
+			return fail("write", withoutPath(werr))
 		}
 		if err != nil {
 			return archiveError("unpack %q", shorten(h.Name), err)
@@ -143,7 +158,7 @@ func (u *untar) regular(ctx context.Context, h *tar.Header, at int, base string)
 		left -= int64(n)
 	}
 	if err := sparse.finish(); err != nil {
-		return fail("write", err)
+		return fail("write", withoutPath(err))
 	}
 	if err := setFileAttributes(fd, h, owned, exact); err != nil {
 		return fail("set attributes", err)

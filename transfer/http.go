@@ -50,7 +50,10 @@ type fetchError struct {
 func (f *fetchError) Error() string { return "download " + f.url + ": " + f.err.Error() }
 func (f *fetchError) Unwrap() error { return f.err }
 
-var errNotModified = errors.New("not modified")
+var (
+	errNotModified = errors.New("not modified")
+	errNoResume    = errors.New("the server cannot resume")
+)
 
 // client fetches files. It follows redirects within http and https only, and
 // takes proxies from the environment.
@@ -65,7 +68,7 @@ func newClient(stall time.Duration) *client {
 	if stall == 0 {
 		stall = stallTimeout
 	}
-	return &client{stall: stall, http: http.Client{Transport: &http.Transport{
+	return &client{stall: stall, http: http.Client{CheckRedirect: checkRedirect, Transport: &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            (&net.Dialer{Timeout: 30 * time.Second}).DialContext,
 		TLSHandshakeTimeout:    30 * time.Second,
@@ -74,6 +77,20 @@ func newClient(stall time.Duration) *client {
 		ForceAttemptHTTP2:      true,
 		MaxResponseHeaderBytes: 64 << 10,
 	}}}
+}
+
+// maxRedirects is how many redirects one request follows.
+const maxRedirects = 20
+
+// checkRedirect lets a request go on to where a server has sent it.
+func checkRedirect(next *http.Request, before []*http.Request) error {
+	switch {
+	case next.URL.Scheme != "http" && next.URL.Scheme != "https":
+		return fmt.Errorf("redirected to %s, and only http and https are followed", next.URL.Redacted())
+	case len(before) > maxRedirects:
+		return fmt.Errorf("redirected more than %d times", maxRedirects)
+	}
+	return nil
 }
 
 // download is a file being fetched. Reading it takes a broken connection up again.
@@ -163,10 +180,13 @@ func (d *download) open(ifNone []string) error {
 		return fail(errNotModified)
 	case d.off > 0 && resp.StatusCode == http.StatusPartialContent:
 		if start := rangeStart(resp.Header.Get("Content-Range")); start != d.off {
-			return fail(&fetchError{d.url, fmt.Errorf("server resumed at %d instead of %d", start, d.off)})
+			return fail(&fetchError{d.url, fmt.Errorf("the server resumed at %d instead of %d", start, d.off)})
 		}
-	case d.off > 0:
-		return fail(&fetchError{d.url, errors.New("connection broke and the server cannot resume")})
+		if etag := resp.Header.Get("ETag"); etag != "" && d.etag != "" && etag != d.etag {
+			return fail(&fetchError{d.url, errors.New("the file has changed on the server meanwhile")})
+		}
+	case d.off > 0 && (resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusRequestedRangeNotSatisfiable):
+		return fail(errNoResume)
 	case resp.StatusCode != http.StatusOK:
 		return fail(&statusError{d.url, resp.StatusCode})
 	default:
@@ -184,16 +204,28 @@ func (d *download) open(ifNone []string) error {
 	return nil
 }
 
-// failed names the URL once: the library puts it into its errors too.
+// failed names the URL once: the library puts it into its errors too, and what it
+// calls its parts.
 func (d *download) failed(err error) error {
 	var inner *url.Error
+	at := ""
 	if errors.As(err, &inner) {
-		if inner.URL != d.url {
-			return &fetchError{d.url, fmt.Errorf("at %s: %w", inner.URL, inner.Err)}
+		if u, parseErr := url.Parse(inner.URL); inner.URL != d.url && parseErr == nil && u.Host != "" && (u.Scheme == "http" || u.Scheme == "https") {
+			at = "at " + u.Redacted() + ": "
 		}
 		err = inner.Err
 	}
-	return &fetchError{d.url, err}
+	text := err.Error()
+	for _, prefix := range []string{"net/http: ", "HTTP/1.x transport connection broken: ", "net/http: ", "http: "} {
+		text = strings.TrimPrefix(text, prefix)
+	}
+	switch {
+	case errors.Is(err, io.EOF):
+		text = "the server closed the connection without an answer"
+	case strings.Contains(text, "timeout awaiting response headers"):
+		text = fmt.Sprintf("the server did not answer within %v", d.c.stall)
+	}
+	return &fetchError{d.url, &worded{at + text, err}}
 }
 
 // rangeStart reads the start of a Content-Range, -1 when there is none.
@@ -244,7 +276,11 @@ func (d *download) Read(b []byte) (int, error) {
 			return n, &fetchError{d.url, fmt.Errorf("broken off after %d bytes: %w", d.off, err)}
 		}
 		d.closeBody()
-		if openErr := d.open(nil); openErr != nil {
+		openErr := d.open(nil)
+		if errors.Is(openErr, errNoResume) {
+			return n, &fetchError{d.url, fmt.Errorf("broken off after %d bytes, and the server cannot resume: %w", d.off, err)}
+		}
+		if openErr != nil {
 			return n, openErr
 		}
 	}

@@ -140,7 +140,7 @@ func (e *engine) unpackRaw(ctx context.Context, r io.Reader, b *building) error 
 		n, err := in.Read(buf)
 		if n > 0 {
 			if _, err := w.Write(buf[:n]); err != nil {
-				return err
+				return unwritten(err)
 			}
 		}
 		if err == io.EOF {
@@ -151,7 +151,7 @@ func (e *engine) unpackRaw(ctx context.Context, r io.Reader, b *building) error 
 		}
 	}
 	if err := w.finish(); err != nil {
-		return err
+		return unwritten(err)
 	}
 	b.unpacked = w.written()
 	if e.Direct != nil {
@@ -165,6 +165,9 @@ func (e *engine) unpackRaw(ctx context.Context, r io.Reader, b *building) error 
 	}
 	return e.convert(ctx, b)
 }
+
+// unwritten is an error of writing an image, whose name is a temporary one.
+func unwritten(err error) error { return fmt.Errorf("write image: %w", withoutPath(err)) }
 
 // convert replaces a qcow2 file being built by the disk that is in it.
 func (e *engine) convert(ctx context.Context, b *building) error {
@@ -186,7 +189,11 @@ func (e *engine) convert(ctx context.Context, b *building) error {
 		disk.drop()
 		return err
 	}
-	if err := unpackQcow2(ctx, b.f, raw, func(int64, int64) {}); err != nil {
+	st, err := b.f.Stat()
+	if err == nil {
+		err = unpackQcow2(ctx, b.f, st.Size(), raw)
+	}
+	if err != nil {
 		disk.drop()
 		return err
 	}

@@ -59,8 +59,19 @@ func downloadName(root, prefix, rawURL, etag, suffix string) string {
 	if len(root)+1+len(name)+len(suffix) < downloadMax {
 		return name
 	}
-	return prefix + hashName(rawURL) + tail
+	name = prefix + hashName(rawURL)
+	if len(name)+len(tail)+len(longestSide) > nameMax {
+		return name // fetched anew each time, as one without an ETag
+	}
+	return name + tail
 }
+
+// nameMax is the longest file name, in bytes; longestSide is the suffix that a name of a
+// download must leave room for.
+const (
+	nameMax     = 255
+	longestSide = ".roothash.p7s"
+)
 
 // hashName stands for a URL that is too long for a file name. The key is the one
 // of systemd, so that its downloads are ours.
@@ -88,7 +99,7 @@ func knownETags(root, prefix, rawURL, suffix string) []string {
 		if rest, ok = strings.CutSuffix(rest, suffix); !ok {
 			continue
 		}
-		if etag, ok := unescapeName(rest); ok && etag != "" {
+		if etag, ok := unescapeName(rest); ok && etag != "" && etag != "*" { // which would stand for any
 			list = append(list, etag)
 		}
 	}

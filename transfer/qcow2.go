@@ -24,6 +24,11 @@ const (
 // maxDisk bounds the disk that a qcow2 file may claim to hold, in bytes.
 const maxDisk = 64 << 40
 
+// smallestPacked is less than what any compressed cluster takes, in bytes.
+const smallestPacked = 8
+
+var errReused = fmt.Errorf("%w: qcow2 image: its tables refer to more than the file holds", ErrArchive)
+
 type qcow2 struct {
 	r           io.ReaderAt
 	size        int64
@@ -88,8 +93,12 @@ func openQcow2(r io.ReaderAt) (*qcow2, error) {
 	return q, nil
 }
 
-// unpackQcow2 writes the disk in a qcow2 file to dst, an empty file, with holes.
-func unpackQcow2(ctx context.Context, src io.ReaderAt, dst *os.File, progress func(done, total int64)) error {
+// unpackQcow2 writes the disk in a qcow2 file of fileSize bytes to dst, an empty file,
+// with holes.
+//
+// Each cluster of the file is used once, so that tables which refer to themselves, or
+// all to the same clusters, end before they have filled the disk.
+func unpackQcow2(ctx context.Context, src io.ReaderAt, fileSize int64, dst *os.File) error {
 	q, err := openQcow2(src)
 	if err != nil {
 		return err
@@ -98,6 +107,8 @@ func unpackQcow2(ctx context.Context, src io.ReaderAt, dst *os.File, progress fu
 	l2 := make([]byte, cluster)
 	buf := make([]byte, cluster)
 	be := binary.BigEndian
+	clusters := fileSize/cluster + 1 // left to be referred to
+	packed := fileSize/smallestPacked + 1
 	for index := int64(0); index*8 < int64(len(q.l1)); index++ {
 		start := index * (cluster / 8) * cluster
 		if start >= q.size {
@@ -106,6 +117,9 @@ func unpackQcow2(ctx context.Context, src io.ReaderAt, dst *os.File, progress fu
 		offset := int64(be.Uint64(q.l1[index*8:]) & qcow2OffsetMask)
 		if offset == 0 {
 			continue
+		}
+		if clusters--; clusters < 0 {
+			return errReused
 		}
 		if _, err := src.ReadAt(l2, offset); err != nil {
 			return fmt.Errorf("%w: qcow2 image: second table %d cannot be read", ErrArchive, index)
@@ -118,7 +132,17 @@ func unpackQcow2(ctx context.Context, src io.ReaderAt, dst *os.File, progress fu
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			ok, err := q.cluster(be.Uint64(l2[i*8:]), buf)
+			entry := be.Uint64(l2[i*8:])
+			switch {
+			case entry&qcow2Compressed != 0:
+				packed--
+			case entry&qcow2OffsetMask != 0:
+				clusters--
+			}
+			if clusters < 0 || packed < 0 {
+				return errReused
+			}
+			ok, err := q.cluster(entry, buf)
 			if err != nil {
 				return fmt.Errorf("%w: qcow2 image: data at %d cannot be read", ErrArchive, at)
 			}
@@ -126,13 +150,15 @@ func unpackQcow2(ctx context.Context, src io.ReaderAt, dst *os.File, progress fu
 				data := buf[:min(cluster, q.size-at)]
 				w := &sparseWriter{f: dst, off: at}
 				if _, err := w.Write(data); err != nil {
-					return err
+					return unwritten(err)
 				}
 			}
-			progress(at, q.size)
 		}
 	}
-	return dst.Truncate(q.size)
+	if err := dst.Truncate(q.size); err != nil {
+		return unwritten(err)
+	}
+	return nil
 }
 
 // cluster reads one cluster into buf; false means that it is all zero.

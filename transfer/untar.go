@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -51,15 +52,33 @@ func (u *untar) run(ctx context.Context, tail *tailReader) error {
 // all unpacks each entry and reads the archive to its end.
 func (u *untar) all(ctx context.Context, tail *tailReader) error {
 	entries := 0
+	marked := false
 	for !u.fill.failed.Load() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		h, err := u.tr.Next()
 		if errors.Is(err, io.EOF) {
+			marked = tail.zeros >= tarBlock
+			if entries == 0 && u.layer == nil && tail.n > emptyMax {
+				break // a disk of zeros, or a stream of them without an end
+			}
+			more, err := u.another(tail)
+			if err != nil {
+				return archiveError("read archive after entry %d", entries, err)
+			}
+			if more {
+				continue
+			}
 			break
 		}
-		if err != nil {
+		switch {
+		case err == nil:
+		case entries == 0 && (errors.Is(err, tar.ErrHeader) || tail.ended && tail.n < tarBlock):
+			return fmt.Errorf("%w: it is no tar archive", ErrArchive)
+		case errors.Is(err, tar.ErrHeader):
+			return fmt.Errorf("%w: the header after entry %d is broken", ErrArchive, entries)
+		default:
 			return archiveError("read archive after entry %d", entries, err)
 		}
 		entries++
@@ -73,27 +92,53 @@ func (u *untar) all(ctx context.Context, tail *tailReader) error {
 	if entries == 0 && u.layer == nil {
 		return fmt.Errorf("%w: it holds nothing", ErrArchive)
 	}
-	// What follows the end mark is read too, so that a broken stream shows.
-	if _, err := io.Copy(io.Discard, tail); err != nil {
-		return archiveError("read archive after entry %d", entries, err)
-	}
-	if tail.zeros < tarBlock {
+	if !marked {
 		return fmt.Errorf("%w: it ends too early, after entry %d: no end mark", ErrArchive, entries)
 	}
 	return nil
 }
 
+// another looks for a further archive behind the end of one, as stock does, and
+// reads all that is left where there is none, so that a broken stream shows.
+func (u *untar) another(tail *tailReader) (bool, error) {
+	var block [tarBlock]byte
+	for {
+		n, err := 0, error(nil)
+		for n < len(block) && err == nil {
+			var more int
+			more, err = tail.Read(block[n:])
+			n += more
+		}
+		switch {
+		case n > 0 && tail.zeros < int64(n):
+			u.tr = tar.NewReader(io.MultiReader(bytes.NewReader(block[:n]), tail))
+			return true, nil
+		case errors.Is(err, io.EOF):
+			return false, nil
+		case err != nil:
+			return false, err
+		}
+	}
+}
+
+// emptyMax is how many zeros an archive may begin with, in bytes.
+const emptyMax = 1 << 20
+
 // tarBlock is the unit of an archive; at least one that is all zero ends it.
 const tarBlock = 512
 
-// tailReader counts the zeros at the end of what has been read.
+// tailReader counts what has been read, and the zeros at its end.
 type tailReader struct {
 	r     io.Reader
+	n     int64 // bytes read
 	zeros int64
+	ended bool // and nothing was wrong before
 }
 
 func (t *tailReader) Read(b []byte) (int, error) {
 	n, err := t.r.Read(b)
+	t.n += int64(n)
+	t.ended = errors.Is(err, io.EOF)
 	i := n
 	for i > 0 && b[i-1] == 0 {
 		i--
@@ -214,8 +259,11 @@ func (u *untar) disarm(h *tar.Header) {
 }
 
 func (u *untar) entry(ctx context.Context, h *tar.Header) error {
-	if h.Typeflag == tar.TypeXGlobalHeader {
+	switch h.Typeflag {
+	case tar.TypeXGlobalHeader, typeVolume:
 		return nil
+	case typeDump:
+		h.Typeflag = tar.TypeDir
 	}
 	dir, base, err := split(h.Name)
 	if err != nil {
@@ -239,7 +287,7 @@ func (u *untar) entry(ctx context.Context, h *tar.Header) error {
 	}
 	parent, err := u.openParent(dir)
 	if err != nil {
-		return fail("open directory", err)
+		return fail("directory", err)
 	}
 	at := int(parent.Fd())
 	if u.layer != nil {
@@ -303,6 +351,13 @@ func (u *untar) entry(ctx context.Context, h *tar.Header) error {
 	return nil
 }
 
+// Types of GNU tar (its manual, "Standard Format") that archive/tar has no names for: the name of a
+// volume, and a directory with a list of its entries, of an incremental archive.
+const (
+	typeVolume = 'V'
+	typeDump   = 'D'
+)
+
 func openNode(at int, name string, flags int) (*os.File, error) {
 	fd, err := unix.Openat(at, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -318,8 +373,21 @@ func makeRoom(at int, base string) error {
 	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) {
 		err = unix.Unlinkat(at, base, unix.AT_REMOVEDIR)
 	}
-	if errors.Is(err, unix.ENOENT) {
+	switch {
+	case errors.Is(err, unix.ENOENT):
 		return nil
+	case errors.Is(err, unix.ENOTEMPTY):
+		return fmt.Errorf("%w: there is a directory of that name, which has entries", ErrArchive)
+	}
+	return err
+}
+
+// withoutPath is what went wrong in an error that names a path which the reader
+// knows already, or never heard of.
+func withoutPath(err error) error {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return path.Err
 	}
 	return err
 }

@@ -8,10 +8,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
+	pgperrors "github.com/ProtonMail/go-crypto/openpgp/errors"
 )
 
 // defaultKeyrings are the keyrings of the host; the first that exists is used.
@@ -24,6 +26,9 @@ func defaultKeyrings() []string {
 		"/usr/lib/systemd/import-pubring.pgp", "/usr/lib/systemd/import-pubring.gpg",
 	}
 }
+
+// sumsFile is the checksum file for all images in one place.
+const sumsFile = "SHA256SUMS"
 
 // checksums is what a checksum file says: SHA256 by file name.
 type checksums map[string][sha256.Size]byte
@@ -90,7 +95,7 @@ func (e *engine) fetchChecksums(ctx context.Context, c *client, name string) (ch
 	}
 	var data []byte
 	var used string
-	for _, file := range []string{name + ".sha256", "SHA256SUMS"} {
+	for _, file := range []string{name + ".sha256", sumsFile} {
 		u, err := beside(e.Remote, file)
 		if err != nil {
 			return nil, err
@@ -112,7 +117,14 @@ func (e *engine) fetchChecksums(ctx context.Context, c *client, name string) (ch
 			return nil, err
 		}
 	}
-	return parseChecksums(data)
+	if sum := strings.TrimSpace(string(data)); used != sumsFile && len(sum) == 2*sha256.Size && !strings.ContainsAny(sum, " \t\n") {
+		data = []byte(sum + "  " + name + "\n") // the sum alone is enough in a file for one image
+	}
+	sums, err := parseChecksums(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", used, err)
+	}
+	return sums, nil
 }
 
 // literal is the list that has only the checksum that the request names.
@@ -122,12 +134,12 @@ func (e *engine) literal(name string) checksums {
 
 // isChecksumFile says whether a file on a server is one that lists checksums.
 func isChecksumFile(name string) bool {
-	return name == "SHA256SUMS" || strings.HasSuffix(name, ".sha256")
+	return name == sumsFile || strings.HasSuffix(name, ".sha256")
 }
 
 func (e *engine) fetchSignature(ctx context.Context, c *client, name string, signed []byte) error {
 	suffixes := []string{".asc", ".gpg", ".sig"}
-	if name == "SHA256SUMS" {
+	if name == sumsFile {
 		suffixes = []string{".gpg", ".asc", ".sig"}
 	}
 	for _, suffix := range suffixes {
@@ -143,7 +155,7 @@ func (e *engine) fetchSignature(ctx context.Context, c *client, name string, sig
 			return err
 		}
 		if err := checkSignature(e.Keyrings, signed, signature); err != nil {
-			return err
+			return fmt.Errorf("%s: %w", name+suffix, err)
 		}
 		e.logf(Info, "Signature verification succeeded.")
 		return nil
@@ -161,15 +173,39 @@ func checkSignature(keyrings []string, signed, signature []byte) error {
 	if err != nil {
 		return err
 	}
+	if len(bytes.TrimSpace(signature)) == 0 {
+		return fmt.Errorf("%w: the signature is empty", ErrVerification)
+	}
 	if bytes.HasPrefix(bytes.TrimSpace(signature), []byte("-----BEGIN")) {
 		_, err = openpgp.CheckArmoredDetachedSignature(keys, bytes.NewReader(signed), bytes.NewReader(signature), nil)
 	} else {
 		_, err = openpgp.CheckDetachedSignature(keys, bytes.NewReader(signed), bytes.NewReader(signature), nil)
 	}
 	if err != nil {
-		return fmt.Errorf("%w: signature: %w", ErrVerification, err)
+		return &worded{ErrVerification.Error() + ": " + signatureFault(err), errors.Join(ErrVerification, err)}
 	}
 	return nil
+}
+
+// signatureFault is what is wrong with a signature, in words for who has to decide
+// whether to trust the image.
+func signatureFault(err error) string {
+	var mismatch pgperrors.SignatureError
+	switch {
+	case errors.Is(err, pgperrors.ErrUnknownIssuer):
+		return "the signature is by a key that is not in the keyring"
+	case errors.Is(err, pgperrors.ErrKeyExpired):
+		return "the signature is by a key that has expired"
+	case errors.Is(err, pgperrors.ErrKeyRevoked):
+		return "the signature is by a key that has been revoked"
+	case errors.Is(err, pgperrors.ErrSignatureExpired):
+		return "the signature has expired"
+	case errors.As(err, &mismatch):
+		return "the signature is not that of the file (" + string(mismatch) + ")"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "the signature is cut off"
+	}
+	return "the signature cannot be read: " + strings.TrimPrefix(err.Error(), "openpgp: ")
 }
 
 func loadKeyring(paths []string) (openpgp.EntityList, error) {

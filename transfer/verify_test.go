@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,20 +40,23 @@ func TestCheckSignature(t *testing.T) {
 		name      string
 		rings     []string
 		signature []byte
-		ok        bool
+		want      string // "": good
 	}{
-		{"good", []string{ring}, sign(key, signed, nil, false), true},
-		{"good, armoured", []string{"/nonexistent", ring}, sign(key, signed, nil, true), true},
-		{"unknown key", []string{ring}, sign(other, signed, nil, false), false},
-		{"another file", []string{ring}, sign(key, []byte("other"), nil, false), false},
-		{"expired key", []string{ring}, sign(expired, signed, old, false), false},
-		{"rubbish", []string{ring}, []byte("rubbish"), false},
-		{"empty", []string{ring}, nil, false},
-		{"no keyring", []string{"/nonexistent"}, sign(key, signed, nil, false), false},
+		{"good", []string{ring}, sign(key, signed, nil, false), ""},
+		{"good, armoured", []string{"/nonexistent", ring}, sign(key, signed, nil, true), ""},
+		{"unknown key", []string{ring}, sign(other, signed, nil, false), "by a key that is not in the keyring"},
+		{"another file", []string{ring}, sign(key, []byte("other"), nil, false), "not that of the file"},
+		{"expired key", []string{ring}, sign(expired, signed, old, false), "by a key that has expired"},
+		{"rubbish", []string{ring}, []byte("rubbish"), "cannot be read"},
+		{"empty", []string{ring}, nil, "the signature is empty"},
+		{"no keyring", []string{"/nonexistent"}, sign(key, signed, nil, false), "no keyring"},
 	} {
 		err := checkSignature(test.rings, signed, test.signature)
-		if (err == nil) != test.ok || (err != nil && !errors.Is(err, ErrVerification)) {
-			t.Errorf("%s: %v, want ok %v", test.name, err, test.ok)
+		if test.want == "" && err == nil {
+			continue
+		}
+		if !errors.Is(err, ErrVerification) || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", test.name, err, test.want)
 		}
 	}
 }

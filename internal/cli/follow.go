@@ -58,7 +58,7 @@ func (t *Transfers) follow(ctx context.Context, start func(bus *Bus, id *uint32,
 			return ErrReported
 		case signal, ok := <-signals:
 			if !ok {
-				return Failf("Lost the connection to the bus; the transfer may go on in the background.")
+				return errBusLost
 			}
 			if leaves(signal, owner) {
 				return errServiceGone
@@ -76,6 +76,9 @@ func (t *Transfers) follow(ctx context.Context, start func(bus *Bus, id *uint32,
 }
 
 const busInterface = "org.freedesktop.DBus"
+
+// errBusLost is told where the end of a transfer cannot be heard.
+var errBusLost = Failf("Lost the connection to the bus; the transfer may go on in the background.")
 
 // errServiceGone is told where nobody can tell any more how a transfer ends.
 var errServiceGone = Failf("The transfer service has ended before the transfer was done.")

@@ -69,7 +69,7 @@ func (t *Transfers) pullOCI(ctx context.Context, reference, local string) error 
 	})
 }
 
-func (t *Transfers) exportOCI(ctx context.Context, local, file string) error {
+func (t *Transfers) exportOCI(ctx context.Context, local, file string) (failed error) {
 	if !validImage(local) {
 		return Failf("Image name %s is not valid.", Printable(local, false))
 	}
@@ -84,11 +84,12 @@ func (t *Transfers) exportOCI(ctx context.Context, local, file string) error {
 			return Failf("Refusing to write archive to TTY. Name a file, or redirect the output.")
 		}
 	} else {
-		opened, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o666)
+		opened, drop, err := createFile(file)
 		if err != nil {
 			return Failf("Failed to open %s: %s", file, Reason(err))
 		}
 		defer opened.Close()
+		defer func() { drop(ctx, failed) }()
 		target = opened
 	}
 	return t.exportTo(ctx, local, target)

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -306,7 +307,7 @@ func (t *Transfers) importFile(ctx context.Context, what, file, local string) er
 	})
 }
 
-func (t *Transfers) export(ctx context.Context, what, local, file string) error {
+func (t *Transfers) export(ctx context.Context, what, local, file string) (failed error) {
 	if !validImage(local) {
 		return Failf("Image name %s is not valid.", Printable(local, false))
 	}
@@ -320,11 +321,12 @@ func (t *Transfers) export(ctx context.Context, what, local, file string) error 
 		if format == "" {
 			format = formatOf(file)
 		}
-		opened, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_TRUNC|unix.O_NOCTTY, 0o666)
+		opened, drop, err := createFile(file)
 		if err != nil {
 			return Failf("Failed to open %s: %s", file, Reason(err))
 		}
 		defer opened.Close()
+		defer func() { drop(ctx, failed) }()
 		target = opened
 	}
 	method := "Export" + title(what)
@@ -335,6 +337,28 @@ func (t *Transfers) export(ctx context.Context, what, local, file string) error 
 		}
 		return bus.Call(ctx, Importd, method, []any{local, fd, format}, id, object)
 	})
+}
+
+// createFile opens a file to be written anew by a transfer. drop is called with how that
+// ended, and removes what has failed when it was not there before: half an archive is of
+// use to nobody. What goes on in the background stays.
+func createFile(path string) (file *os.File, drop func(ctx context.Context, failed error), err error) {
+	const flags = os.O_RDWR | os.O_CREATE | unix.O_NOCTTY
+	file, err = os.OpenFile(path, flags|os.O_EXCL, 0o666)
+	if err == nil {
+		return file, func(ctx context.Context, failed error) {
+			if failed == nil || ctx.Err() != nil || errors.Is(failed, errBusLost) {
+				return
+			}
+			mine, err := file.Stat()
+			there, statErr := os.Lstat(path)
+			if err == nil && statErr == nil && os.SameFile(mine, there) {
+				_ = os.Remove(path)
+			}
+		}, nil
+	}
+	file, err = os.OpenFile(path, flags|os.O_TRUNC, 0o666)
+	return file, func(context.Context, error) {}, err
 }
 
 func formatOf(file string) string {

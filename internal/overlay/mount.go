@@ -81,7 +81,7 @@ func mountLayers(layout string, trees []string) (int, error) {
 	}
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return -1, fmt.Errorf("%w: %w", ErrNotSupported, os.NewSyscallError("fsopen", err))
+		return -1, refused("fsopen", err)
 	}
 	defer func() { _ = unix.Close(fs) }()
 	for _, o := range [][2]string{
@@ -90,17 +90,29 @@ func mountLayers(layout string, trees []string) (int, error) {
 		{"metacopy", "on"}, {"redirect_dir", "on"}, {"index", "off"},
 	} {
 		if err := unix.FsconfigSetString(fs, o[0], o[1]); err != nil {
-			return -1, fmt.Errorf("%w: %w", ErrNotSupported, os.NewSyscallError("fsconfig "+o[0], err))
+			return -1, refused("fsconfig "+o[0], err)
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
-		return -1, fmt.Errorf("%w: %w", ErrNotSupported, os.NewSyscallError("fsconfig create", err))
+		return -1, refused("fsconfig create", err)
 	}
 	m, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
 	if err != nil {
 		return -1, os.NewSyscallError("fsmount", err)
 	}
 	return m, nil
+}
+
+// refused is why the kernel makes no mount: because the disk is full, or else because
+// overlayfs is of no use there.
+func refused(call string, err error) error {
+	failed := os.NewSyscallError(call, err)
+	for _, disk := range []unix.Errno{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO, unix.ENOMEM} {
+		if errors.Is(err, disk) {
+			return failed
+		}
+	}
+	return fmt.Errorf("%w: %w", ErrNotSupported, failed)
 }
 
 // mount mounts an image at its name, and makes what it needs for that. The caller

@@ -330,8 +330,17 @@ func (p Pool) Rename(name, newName string) error {
 	if err := syncDir(p.layout("")); err != nil {
 		return err
 	}
-	if err := p.mount(newName); err != nil || !readOnly {
+	if err := p.mount(newName); err != nil {
+		// As where there is no room for the directory: it has its old name again, if not its mount.
+		_ = os.Remove(p.image(newName))
+		back := unix.Renameat2(unix.AT_FDCWD, p.layout(newName), unix.AT_FDCWD, p.layout(name), unix.RENAME_NOREPLACE)
+		if back == nil {
+			_ = p.mount(name)
+		}
 		return err
+	}
+	if !readOnly {
+		return nil
 	}
 	return p.SetReadOnly(newName, true)
 }
