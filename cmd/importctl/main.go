@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"machined/internal/cli"
+	"machined/internal/release"
 )
 
 // version is stamped by the build.
@@ -76,7 +77,7 @@ func options(t *cli.Transfers) []cli.Option {
 			}
 			return errDone
 		}},
-		{Long: "version", Set: func(string) error { fmt.Println("machined " + version); return errDone }},
+		{Long: "version", Set: func(string) error { fmt.Print(release.Text("importctl", version)); return errDone }},
 		{Long: "no-pager", Set: on(&t.NoPager)},
 		{Long: "no-legend", Set: off(&t.Legend)},
 		{Long: "no-ask-password", Set: off(&t.Ask)},

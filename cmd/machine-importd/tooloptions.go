@@ -8,6 +8,7 @@ import (
 
 	"machined/image"
 	"machined/internal/cli"
+	"machined/internal/release"
 	"machined/transfer"
 )
 
@@ -27,7 +28,7 @@ func (t *tool) options() []cli.Option {
 	class := cli.Option{Long: "class", Arg: cli.RequiredArg, Set: t.setClass}
 	table := []cli.Option{
 		{Short: 'h', Long: "help", Set: func(string) error { t.help(); return errToolDone }},
-		{Long: "version", Set: func(string) error { fmt.Println("machined " + version); return errToolDone }},
+		{Long: "version", Set: func(string) error { fmt.Print(release.Text("machined", version)); return errToolDone }},
 		{Long: "system", Set: func(string) error { t.user = false; return nil }},
 		{Long: "user", Set: on(&t.user)},
 	}

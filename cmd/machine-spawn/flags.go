@@ -15,6 +15,7 @@ import (
 
 	"machined/internal/caps"
 	"machined/internal/netname"
+	"machined/internal/release"
 	"machined/spawn"
 	"machined/spawn/settings"
 )
@@ -563,7 +564,7 @@ func (c *commandLine) otherFlags() {
 	c.flag("", "no-ask-password", "", "Do not prompt for password", func() error { o.NoAskPassword = true; return nil })
 	c.flag("", "system", "", "Run in the system service manager scope", func() error { return nil })
 	c.flag("", "help", "h", "Show this help", func() error { c.usage(); return errDone })
-	c.flag("", "version", "", "Print version string", func() error { fmt.Println("machine-spawn " + version); return errDone })
+	c.flag("", "version", "", "Print version string", func() error { fmt.Print(release.Text("machine-spawn", version)); return errDone })
 }
 
 // refusedFlags are options of stock that need what is not here. They are refused

@@ -85,7 +85,7 @@ func run(args []string, earlier *spawn.Earlier) (int, error) {
 		return 1, err
 	}
 	if os.Geteuid() != 0 {
-		return 1, errors.New("Need to be root.")
+		return 1, errors.New("Need to be root. (Users without privileges would need systemd-nsresourced, which this program does not speak to; machinectl start asks polkit instead.)")
 	}
 	if err := c.bundle(); err != nil {
 		return 1, err

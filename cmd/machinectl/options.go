@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"machined/internal/cli"
+	"machined/internal/release"
 )
 
 // allAddresses stands for --max-addresses=all.
@@ -84,7 +85,7 @@ func keep(s *string) func(string) error {
 func (o *options) table(a *app) []cli.Option {
 	return []cli.Option{
 		{Short: 'h', Long: "help", Set: func(string) error { a.help(); return errDone }},
-		{Long: "version", Set: func(string) error { fmt.Println("machined " + version); return errDone }},
+		{Long: "version", Set: func(string) error { fmt.Print(release.Text("machinectl", version)); return errDone }},
 		{Long: "no-pager", Set: set(&o.noPager, true)},
 		{Long: "no-legend", Set: set(&o.legend, false)},
 		{Long: "no-ask-password", Set: set(&o.ask, false)},
