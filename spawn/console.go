@@ -179,7 +179,7 @@ func (m *machine) startConsole(state *consoleState) *console {
 func (m *machine) forwarder(out *os.File, state consoleState) (*ptyfwd.Forwarder, error) {
 	return ptyfwd.New(m.c.Master, ptyfwd.Options{
 		Terminals: state.Terminals, LastByte: state.LastByte,
-		Stdin: m.io.Stdin, Stdout: out, ReadOnly: m.opts.Console != "interactive",
+		Stdin: m.io.Stdin, Stdout: out, ReadOnly: !m.typing(),
 		IgnoreVHangup: true,
 		OnHotkey: func(key ptyfwd.Hotkey) {
 			sig := sigPoweroff
@@ -189,6 +189,13 @@ func (m *machine) forwarder(out *os.File, state consoleState) (*ptyfwd.Forwarder
 			_ = unix.PidfdSendSignal(m.c.PIDFD, sig, nil, 0)
 		},
 	})
+}
+
+// typing tells whether what comes on stdin is typed into the machine's console. A file or
+// /dev/null, which can't be waited for, is nobody who types, as with stock: its end would end the
+// machine at once.
+func (m *machine) typing() bool {
+	return m.opts.Console == "interactive" && ptyfwd.Pollable(m.io.Stdin)
 }
 
 // discard reads on after a service's log is gone: the journal's crash must not

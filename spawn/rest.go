@@ -177,7 +177,7 @@ func (m *machine) sleep(chores []chore, console consoleState, hasConsole bool) e
 		if ready {
 			return errAwake
 		}
-		if m.opts.Console == "interactive" {
+		if m.typing() {
 			w.watch(0, unix.POLLIN)
 		}
 		w.watch(1, 0)

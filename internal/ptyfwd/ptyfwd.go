@@ -118,6 +118,17 @@ func Forward(ctx context.Context, master *os.File, opts Options) (Result, error)
 	return f.Run(ctx)
 }
 
+// Pollable tells whether a file can be waited for (epoll(7)): terminals, pipes and
+// sockets can, files and /dev/null can't.
+func Pollable(f *os.File) bool {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, int(f.Fd()), &unix.EpollEvent{Events: unix.EPOLLIN}) == nil
+}
+
 // New prepares a connection; it changes nothing but O_NONBLOCK of master. Run
 // must follow, or Close.
 func New(master *os.File, opts Options) (*Forwarder, error) {

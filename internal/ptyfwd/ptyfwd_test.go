@@ -386,3 +386,26 @@ func TestTerminal(t *testing.T) {
 		t.Errorf("terminal was not restored: %+v, want %+v (%v)", after, before, err)
 	}
 }
+
+func TestPollable(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	if !Pollable(r) {
+		t.Error("a pipe is not")
+	}
+	for _, name := range []string{os.DevNull, "/etc/passwd"} {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if Pollable(f) {
+			t.Errorf("%s is", name)
+		}
+	}
+}

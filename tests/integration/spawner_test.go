@@ -36,6 +36,8 @@ func TestSpawnerConsole(t *testing.T) {
 			{"autopipe", `echo hello | $S --console=autopipe cat`, 0, `^hello$`},
 			{"passive", `$S --console=passive sh -c tty </dev/null`, 0, `^/dev/pts/\d+\r$`},
 			{"end of input at a console", `echo hello | timeout 20 $S --console=interactive sleep 1000`, 1, `terminated by signal KILL`},
+			{"nobody types", `$S --console=interactive sh -c 'echo a; sleep 3; echo b' </dev/null`, 0, `^a\r\nb\r$`},
+			{"a file types nothing", `$S --console=interactive sh -c 'echo said' </etc/hostname`, 0, `^said\r$`},
 			{"nobody reads", `timeout 20 $S sh -c 'while :; do echo y; done' </dev/null | head -n1; exit ${PIPESTATUS[0]}`, 1, `^y\r$`},
 			{"closed stdin", `$S sh -c 'echo said' <&-`, 0, `^said\r$`},
 			{"much output", `$S sh -c 'seq 1 50000' | md5sum; seq 1 50000 | sed 's/$/\r/' | md5sum`, 0, `^(\w+)  -\n\w+  -\n$`},
