@@ -355,6 +355,8 @@ func judge(kind string, r faultyStart) string {
 		return ""
 	case r.exit == 0: // it could do without, or this start took fewer calls
 		return ""
+	case strings.HasPrefix(r.out, "sh: "): // the machine's own shell could not go on
+		return ""
 	case r.exit != 1:
 		return "exit status is not 1"
 	case len(lines) != 1:
