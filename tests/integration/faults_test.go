@@ -129,6 +129,9 @@ func (c *triedCalls) plan(calls []faultCall, variant, samples int) (list []fault
 	return list
 }
 
+// runs matches the state of a host in which a machine runs, or is being taken down.
+var runs = regexp.MustCompile(`(?m)^(unit machine-|process )`)
+
 // fault is a call that fails, by its name and number, and in which way.
 type fault struct{ call, kind string }
 
@@ -203,7 +206,13 @@ func (f *faults) variant(t *testing.T, number int, v faultVariant) {
 		if i > 0 {
 			f.same(t, v, before, "without a fault")
 		}
-		before, calls = f.state(t, v), r.calls
+		host.Eventually(t, 10*time.Second, func() error {
+			if before = f.state(t, v); runs.MatchString(before) {
+				return fmt.Errorf("still there:\n%s", before)
+			}
+			return nil
+		})
+		calls = r.calls
 	}
 	starts, began := 0, time.Now()
 	list := f.tried.plan(calls, number, f.samples)
