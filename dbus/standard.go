@@ -90,7 +90,7 @@ func (t *Tree) find(ctx context.Context, c *Call) (*Method, any, error) {
 		c.Interface = i.Name
 		return m, f.object, nil
 	}
-	if f.implicit && c.Interface != introspectInterface {
+	if f.implicit && f.children == nil && c.Interface != introspectInterface {
 		return nil, nil, Errorf(ErrorUnknownObject, "Unknown object '%s'.", c.Path)
 	}
 	return nil, nil, Errorf(ErrorUnknownMethod, "Unknown method %s or interface %s.", c.Member, c.Interface)

@@ -105,6 +105,7 @@ func TestErrorsOfCalls(t *testing.T) {
 		{"interface", testPath, "org.nope.Nope", nil, dbus.ErrorUnknownMethod, "Unknown method Nope or interface org.nope."},
 		{"object", "/nope", testName + ".Echo", []any{"x"}, dbus.ErrorUnknownObject, "Unknown object '/nope'."},
 		{"child", testPath + "/child/b", testName + ".Echo", []any{"x"}, dbus.ErrorUnknownObject, ""},
+		{"parent of children", testPath + "/child", testName + ".Echo", []any{"x"}, dbus.ErrorUnknownMethod, "Unknown method Echo or interface org.machined.Test."},
 		{"get", testPath, props + "Get", []any{testName, "Plain"}, "", ""},
 		{"get unknown", testPath, props + "Get", []any{testName, "Nope"}, dbus.ErrorUnknownProperty, "Unknown interface org.machined.Test or property Nope."},
 		{"get all unknown", testPath, props + "GetAll", []any{"foo.bar"}, dbus.ErrorUnknownInterface, "Unknown interface 'foo.bar'."},
