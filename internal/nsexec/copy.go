@@ -64,7 +64,8 @@ const stopGrace = 2 * time.Second
 // half of a file is left then, but files that are whole stay.
 // Directories merge; existing files are unix.EEXIST unless Replace; symlinks
 // are copied, never followed. With a shifted user namespace all that is copied
-// becomes root's on the side it goes to, else owners are kept.
+// becomes root's on the side it goes to, else owners are kept. A user's own
+// machined gives files to nobody else.
 func (c Copy) Run(ctx context.Context, p *sys.Process) error {
 	uid, gid, err := rootIDs(p)
 	if err != nil {
@@ -100,7 +101,10 @@ func (c Copy) Run(ctx context.Context, p *sys.Process) error {
 		source, target = outsideDir, insideDir
 		job.FSUID, job.FSGID = uid, gid
 	}
-	if uid != 0 || gid != 0 {
+	switch me := os.Geteuid(); {
+	case me != 0:
+		job.Owner = &owner{uint32(me), uint32(os.Getegid())}
+	case uid != 0 || gid != 0:
 		job.Owner = &owner{}
 		if c.ToMachine {
 			job.Owner = &owner{uid, gid}

@@ -69,6 +69,12 @@ m RegisterMachine sayssus mine 0 test container $(systemctl --user show -p MainP
 			t.Errorf("PID 1 as leader: %v", r)
 		}
 		must("systemctl --user restart systemd-machined.service; m ListMachines", `"made".*"mine"`)
+		// Files of a machine in the user's own namespaces come and go, as the user's.
+		must(`systemd-run --user -q --unit=spaces -p Delegate=yes unshare -Urpf --mount-proc --kill-child sleep 1000000
+until L=$(pgrep -P $(systemctl --user show -p MainPID --value spaces)); do sleep 0.1; done; m RegisterMachine sayssus spaces 0 test container $L ""
+echo sent >/tmp/sent; machinectl --user copy-to spaces /tmp/sent /tmp/received && machinectl --user copy-from spaces /etc/hostname /tmp/name && cat /tmp/received && stat -c %U /tmp/received /tmp/name
+m OpenMachinePTY s spaces; m GetMachineOSRelease s spaces; m MapFromMachineUser su spaces 0`, `^sent\nalice\nalice$`, `/dev/pts/`, `"ID" "debian"`, `^u 1000$`)
+		must("machinectl --user kill -s KILL spaces")
 		must("machinectl --user terminate made; machinectl --user terminate mine")
 		host.Eventually(t, 10*time.Second, func() error {
 			r := as("machinectl --user --no-pager list")
