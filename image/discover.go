@@ -157,7 +157,7 @@ func (s *Store) describe(dir, file, name string) (Image, error) {
 		return Image{}, on(name, err)
 	}
 	img.Name, img.Class = name, s.cfg.Class
-	img.ReadOnly = img.ReadOnly || img.Hidden()
+	img.ReadOnly = img.ReadOnly || img.Hidden() || img.Vendor()
 	return img, nil
 }
 

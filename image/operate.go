@@ -52,6 +52,9 @@ func (s *Store) reserve(ctx context.Context, name string) (*pathlock.Lock, error
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
+	if name == HostName {
+		return nil, tell(ErrBusy, "%q is the name of the host itself", name)
+	}
 	lock, err := pathlock.Locks{Dir: s.cfg.LockDir}.Name(name, true)
 	if errors.Is(err, pathlock.ErrBusy) {
 		return nil, tell(ErrBusy, "image %q is being made by somebody else", name)

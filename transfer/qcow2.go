@@ -37,14 +37,11 @@ type qcow2 struct {
 	zstd        bool
 }
 
-// isQcow2 says whether a file is in the qcow2 format.
+// isQcow2 says whether a file is in the qcow2 format, of whatever version.
 func isQcow2(r io.ReaderAt) bool {
-	var head [8]byte
-	if _, err := r.ReadAt(head[:], 0); err != nil {
-		return false
-	}
-	version := binary.BigEndian.Uint32(head[4:])
-	return binary.BigEndian.Uint32(head[:]) == qcow2Magic && version >= 2 && version <= 3
+	var head [4]byte
+	_, err := r.ReadAt(head[:], 0)
+	return err == nil && binary.BigEndian.Uint32(head[:]) == qcow2Magic
 }
 
 func openQcow2(r io.ReaderAt) (*qcow2, error) {
@@ -58,7 +55,7 @@ func openQcow2(r io.ReaderAt) (*qcow2, error) {
 	q := &qcow2{r: r, size: int64(be.Uint64(head[24:])), clusterBits: be.Uint32(head[20:])}
 	switch {
 	case be.Uint32(head) != qcow2Magic || version < 2 || version > 3:
-		return nil, bad("unknown version")
+		return nil, bad(fmt.Sprintf("unknown version %d", version))
 	case be.Uint64(head[8:]) != 0:
 		return nil, bad("it needs a backing file")
 	case be.Uint32(head[32:]) != 0:

@@ -126,6 +126,10 @@ func reason(err error, lines bool) string {
 		if errors.Is(err, context.DeadlineExceeded) {
 			return "Connection timed out"
 		}
+		var format godbus.FormatError
+		if errors.As(err, &format) { // an argument that no message can hold, as one that is no UTF-8
+			return "Invalid argument"
+		}
 		return errnoText(err)
 	}
 	if len(e.Body) > 0 {
