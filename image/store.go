@@ -33,6 +33,11 @@ type Store struct {
 	log logrus.FieldLogger
 }
 
+// Places says where the store looks for images and for settings, and where its locks are.
+func (s *Store) Places() (search, nspawn []string, locks string) {
+	return s.cfg.SearchPath, s.cfg.NspawnDirs, s.cfg.LockDir
+}
+
 // NewStore returns a store over the directories of cfg.
 func NewStore(cfg Config) *Store {
 	if cfg.Class == "" {

@@ -166,6 +166,9 @@ func RemoveTree(path string) error {
 		}
 	}
 	err = os.RemoveAll(path)
+	if errors.Is(err, unix.EACCES) && os.Geteuid() != 0 && openDirectories(path) {
+		err = os.RemoveAll(path)
+	}
 	for tries := 0; errors.Is(err, unix.EPERM) && tries < 64; tries++ {
 		// Something inside is immutable: clear that and go on.
 		if !clearImmutable(path) {
@@ -174,6 +177,22 @@ func RemoveTree(path string) error {
 		err = os.RemoveAll(path)
 	}
 	return err
+}
+
+// openDirectories lets their owner into all directories of a tree, who needs that to
+// remove what is in them, and says whether that changed any.
+func openDirectories(path string) bool {
+	changed := false
+	_ = filepath.WalkDir(path, func(p string, d os.DirEntry, err error) error {
+		if d == nil || !d.IsDir() {
+			return nil
+		}
+		if info, statErr := os.Lstat(p); statErr == nil && info.Mode().Perm()&0o700 != 0o700 && os.Chmod(p, info.Mode().Perm()|0o700) == nil {
+			changed = true
+		}
+		return nil
+	})
+	return changed
 }
 
 // clearImmutable clears the immutable mark of all in a tree, and says whether

@@ -31,7 +31,7 @@ func TestUserConfig(t *testing.T) {
 			t.Setenv("XDG_RUNTIME_DIR", tc.run)
 			t.Setenv("XDG_STATE_HOME", tc.state)
 			t.Setenv("XDG_CONFIG_HOME", tc.config)
-			got, err := UserConfig()
+			got, err := UserConfig(ClassMachine)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -41,7 +41,7 @@ func TestUserConfig(t *testing.T) {
 		})
 	}
 	t.Setenv("HOME", "")
-	if c, err := UserConfig(); err == nil {
+	if c, err := UserConfig(ClassMachine); err == nil {
 		t.Errorf("without a home: got %+v", c)
 	}
 }

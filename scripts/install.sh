@@ -63,8 +63,11 @@ files() {
 	[ ! -e "$top/units/systemd/machined-images.service" ] ||
 		echo "link ../machined-images.service $lib/system/machines.target.wants/machined-images.service"
 	tree "$top/units/user" "$PREFIX/lib/systemd/user"
-	[ ! -e "$top/units/user/systemd-machined.service" ] ||
-		echo "link systemd-machined.service $lib/user/dbus-org.freedesktop.machine1.service"
+	for name in machine1:machined import1:importd; do
+		unit=systemd-${name#*:}.service
+		[ ! -e "$top/units/user/$unit" ] ||
+			echo "link $unit $lib/user/dbus-org.freedesktop.${name%:*}.service"
+	done
 	tree "$top/units/dbus/system.d" "$PREFIX/share/dbus-1/system.d"
 	tree "$top/units/dbus/system-services" "$PREFIX/share/dbus-1/system-services"
 	tree "$top/units/dbus/services" "$PREFIX/share/dbus-1/services"

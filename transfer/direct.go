@@ -56,7 +56,7 @@ func (e *engine) direct(ctx context.Context) error {
 			if e.Kind == ImportFS {
 				err = treecopy.Copy(ctx, e.File, b.f, treecopy.Options{SameMount: true})
 			} else {
-				err = e.fill(ctx, e.source(), b)
+				err = e.fill(ctx, e.source(ctx), b)
 			}
 			err = e.closeDirect(b, err)
 		}

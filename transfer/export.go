@@ -65,7 +65,7 @@ func (e *engine) export(ctx context.Context) error {
 		e.succeed()
 		return nil
 	}
-	out, err := NewWriter(e.File, format)
+	out, err := NewWriter(e.stream(ctx), format)
 	if err != nil {
 		return err
 	}

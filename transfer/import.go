@@ -36,9 +36,9 @@ func (e *engine) importFile(ctx context.Context) error {
 	defer b.drop()
 	switch e.Kind {
 	case ImportFS:
-		err = treecopy.Copy(ctx, e.File, b.f, treecopy.Options{SameMount: true})
+		err = treecopy.Copy(ctx, e.File, b.f, treecopy.Options{SameMount: true, Owner: e.owner()})
 	default:
-		err = e.fill(ctx, e.source(), b)
+		err = e.fill(ctx, e.source(ctx), b)
 	}
 	if err != nil {
 		return fmt.Errorf("import %q: %w", what, err)
@@ -60,13 +60,13 @@ func (e *engine) importFile(ctx context.Context) error {
 }
 
 // source reads the transfer's file and tells how far it got.
-func (e *engine) source() io.Reader {
+func (e *engine) source(ctx context.Context) io.Reader {
 	total := int64(0)
 	if st, err := e.File.Stat(); err == nil && st.Mode().IsRegular() {
 		total = st.Size()
 		_ = unix.Fadvise(int(e.File.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
 	}
-	return &counter{r: e.File, tell: e.steps(total, "Imported %d%%.")}
+	return &counter{r: e.stream(ctx), tell: e.steps(total, "Imported %d%%.")}
 }
 
 // steps tells the progress of total bytes, every ten percent by a line, too.
@@ -97,7 +97,21 @@ func (e *engine) unpackStream(ctx context.Context, r io.Reader, b *building) err
 	if u.disarmed != "" {
 		e.logf(Warning, "Extended attributes that an archive may not bring, as %q, are left out.", u.disarmed)
 	}
+	if u.ordinary {
+		e.logf(Notice, "Files belong to the user who imports them, as only root can keep their owners.")
+	}
+	if u.devices > 0 {
+		e.logf(Warning, "%d device nodes are left out, as only root can make them.", u.devices)
+	}
 	return e.liftTree(b.path)
+}
+
+// owner maps owners of files that are copied: without root they all become the user's.
+func (e *engine) owner() func(uid, gid uint32) (uint32, uint32) {
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	return func(uint32, uint32) (uint32, uint32) { return uint32(os.Geteuid()), uint32(os.Getegid()) }
 }
 
 // tally counts what is read through it.

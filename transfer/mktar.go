@@ -212,10 +212,19 @@ func readPadded(f io.Reader, b []byte) error {
 }
 
 func newHeader(name string, st *unix.Stat_t) *tar.Header {
-	return &tar.Header{
+	h := &tar.Header{
 		Name: name, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid),
 		ModTime: time.Unix(st.Mtim.Unix()), Format: tar.FormatPAX,
 	}
+	if me := os.Geteuid(); me != 0 { // all is root's that an import has given to the user
+		if h.Uid == me {
+			h.Uid = 0
+		}
+		if h.Gid == os.Getegid() {
+			h.Gid = 0
+		}
+	}
+	return h
 }
 
 // node makes the entry for one file, and those below a directory.

@@ -38,7 +38,7 @@ func (e *engine) exportOCI(ctx context.Context, img image.Image, format Format) 
 	if len(trees) == 0 {
 		return fmt.Errorf("%w: it has no layers", ErrInvalid)
 	}
-	out := tar.NewWriter(e.File)
+	out := tar.NewWriter(e.stream(ctx))
 	written := map[string]bool{}
 	manifest := v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1}
 	var ids []v1.Hash

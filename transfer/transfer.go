@@ -93,8 +93,9 @@ type Request struct {
 	ImageRoot string
 	// SearchPath is where names are looked up; empty means that of the class.
 	SearchPath []string
-	// LockDir holds the image locks; empty means the host's.
-	LockDir string
+	// LockDir holds the image locks, NspawnDirs settings of images; empty means the host's.
+	LockDir    string
+	NspawnDirs []string
 	// Keyrings are tried in order; nil means the host's.
 	Keyrings []string
 	// NoSync leaves writing to the disk to the kernel ($SYSTEMD_IMPORT_SYNC=0).
@@ -175,7 +176,7 @@ func Run(ctx context.Context, req Request) error {
 		path = image.SearchPath(req.Class)
 	}
 	e := &engine{Request: req, last: -1, store: image.NewStore(image.Config{
-		Class: req.Class, PoolDir: req.ImageRoot, SearchPath: path, LockDir: req.LockDir, NoHost: true,
+		Class: req.Class, PoolDir: req.ImageRoot, SearchPath: path, LockDir: req.LockDir, NspawnDirs: req.NspawnDirs, NoHost: true,
 	})}
 	if req.Local != "" {
 		if err := image.CheckName(req.Local); err != nil {

@@ -34,7 +34,7 @@ func Untar(ctx context.Context, r io.Reader, root *os.File, written func(bytes i
 }
 
 func newUntar(root *os.File, r io.Reader, written func(bytes int64)) *untar {
-	return &untar{root: root, tr: tar.NewReader(r), buf: make([]byte, 256<<10), names: newNames(), fill: newFiller(written), self: ownCreator()}
+	return &untar{root: root, tr: tar.NewReader(r), buf: make([]byte, 256<<10), names: newNames(), fill: newFiller(written), self: ownCreator(), ordinary: os.Geteuid() != 0}
 }
 
 func (u *untar) run(ctx context.Context, tail *tailReader) error {
@@ -169,6 +169,7 @@ type dirTime struct {
 	path         string
 	mtime, atime unix.Timespec
 	acl          string
+	mode         int64 // -1: it has it already
 }
 
 // lateACL is an ACL that names users or groups by name: the numbers are known
@@ -192,6 +193,8 @@ type untar struct {
 	fill       *filler
 	layer      *layer // nil: an archive of its own
 	disarmed   string // an attribute that was left out
+	ordinary   bool   // not root: no file can be given away, and no device made
+	devices    int    // left out for that
 }
 
 func (u *untar) forget() {
@@ -274,6 +277,13 @@ func (u *untar) entry(ctx context.Context, h *tar.Header) error {
 	}
 	if h.Uid < 0 || h.Uid >= 1<<32-1 || h.Gid < 0 || h.Gid >= 1<<32-1 {
 		return fail("owner", fmt.Errorf("%w: user or group id is out of range", ErrArchive))
+	}
+	if u.ordinary {
+		h.Uid, h.Gid = os.Geteuid(), os.Getegid()
+		if h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock {
+			u.devices++
+			return nil
+		}
 	}
 	if u.layer != nil && u.layer.ignored(dir, base) {
 		return nil
@@ -435,6 +445,11 @@ func (u *untar) directory(h *tar.Header, dir *os.File, name string) error {
 	if err := u.postpone(h, name); err != nil {
 		return fmt.Errorf("unpack %q: set attributes: %w", shorten(h.Name), err)
 	}
+	mode := int64(-1)
+	if u.ordinary { // its entries need to get in
+		mode = h.Mode
+		h.Mode |= 0o700
+	}
 	acl := strings.Clone(h.PAXRecords[aclDefault])
 	delete(h.PAXRecords, aclDefault)
 	if err := setAttributes(dir, h); err != nil {
@@ -446,7 +461,7 @@ func (u *untar) directory(h *tar.Header, dir *os.File, name string) error {
 			return err
 		}
 	}
-	u.dirs = append(u.dirs, dirTime{path: strings.Clone(name), mtime: timespec(h.ModTime), atime: timespec(h.AccessTime), acl: acl})
+	u.dirs = append(u.dirs, dirTime{path: strings.Clone(name), mtime: timespec(h.ModTime), atime: timespec(h.AccessTime), acl: acl, mode: mode})
 	return nil
 }
 
@@ -526,6 +541,11 @@ func (u *untar) finishDirectories() error {
 			if d.acl != "" {
 				if err := setRecord(pathXattr(path), aclDefault, d.acl); err != nil {
 					return err
+				}
+			}
+			if d.mode >= 0 {
+				if err := unix.Chmod(path, uint32(d.mode)&0o7777); err != nil {
+					return os.NewSyscallError("chmod", err)
 				}
 			}
 			return os.NewSyscallError("utimensat", unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{d.atime, d.mtime}, 0))

@@ -43,10 +43,20 @@ func main() {
 	}
 	showVersion := flag.Bool("version", false, "show the version and exit")
 	idle := flag.Duration("idle", idleExit, "exit after this long with nothing to do, 0 never")
+	user := flag.Bool("user", false, "serve the calling user, on the session bus")
+	system := flag.Bool("system", false, "serve all users, on the system bus (the default)")
 	flag.Parse()
 	if *showVersion {
 		fmt.Println("machine-importd " + version)
 		return
+	}
+	if *user && *system {
+		fmt.Fprintln(os.Stderr, "machine-importd: --system and --user exclude each other")
+		os.Exit(1)
+	}
+	if *user && !filepath.IsAbs(os.Getenv("XDG_RUNTIME_DIR")) {
+		fmt.Fprintln(os.Stderr, "machine-importd: --user needs XDG_RUNTIME_DIR to be set")
+		os.Exit(1)
 	}
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "machine-importd: this program takes no arguments, not %q\n", flag.Arg(0))
@@ -55,22 +65,33 @@ func main() {
 	log := logrus.New()
 	log.SetOutput(os.Stderr)
 	log.SetFormatter(&lineFormatter{journal: os.Getenv("JOURNAL_STREAM") != ""})
-	if err := serve(log, *idle); err != nil {
+	if err := serve(log, *idle, *user); err != nil {
 		log.WithError(err).Fatal("machine-importd failed")
 	}
 }
 
-func serve(log *logrus.Logger, idle time.Duration) error {
+func serve(log *logrus.Logger, idle time.Duration, user bool) error {
 	ctx, cancel := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer cancel()
-	conn, err := dbus.ConnectSystem(ctx)
+	connect := dbus.ConnectSystem
+	if user {
+		connect = dbus.ConnectSession
+	}
+	conn, err := connect(ctx)
 	if err != nil {
-		return fmt.Errorf("connect to system bus: %w", err)
+		return fmt.Errorf("connect to bus: %w", err)
 	}
 	defer func() { _ = conn.Close() }()
 	stores := map[image.Class]*image.Store{}
 	for _, class := range image.Classes {
-		store := image.NewStore(image.Config{Class: class, NoHost: class != image.ClassMachine, Log: log})
+		config := image.Config{Class: class, NoHost: class != image.ClassMachine}
+		if user {
+			if config, err = image.UserConfig(class); err != nil {
+				return fmt.Errorf("find images of the user: %w", err)
+			}
+		}
+		config.Log = log
+		store := image.NewStore(config)
 		if err := store.CleanTemporary(); err != nil {
 			log.WithError(err).Warn("Leftovers not removed")
 		}
@@ -78,7 +99,7 @@ func serve(log *logrus.Logger, idle time.Duration) error {
 	}
 	authority := polkit.New(conn)
 	srv := server.New(server.Config{
-		Conn: conn, Authority: authority, Launcher: launcher{}, Stores: stores,
+		Conn: conn, Authority: authority, Launcher: launcher{}, Stores: stores, User: user,
 		Log: log.WithField("component", "import1"),
 	})
 	if err := srv.Export(ctx); err != nil {
@@ -87,7 +108,7 @@ func serve(log *logrus.Logger, idle time.Duration) error {
 	if err := srv.RequestName(ctx); err != nil {
 		return err
 	}
-	endVarlink, err := serveVarlink(ctx, srv, authority, log.WithField("component", "varlink"))
+	endVarlink, err := serveVarlink(ctx, user, srv, authority, log.WithField("component", "varlink"))
 	if err != nil {
 		return err
 	}

@@ -239,11 +239,12 @@ func directPath(req transfer.Request) string {
 	return req.Direct.Path
 }
 
-// allow adds a rule for what is beneath path; nothing for a path that is not there.
+// allow adds a rule for what is beneath path; nothing for a path that is not there, or
+// that we may not see anyway.
 func allow(ruleset int, path string, rights, handled uint64) error {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EACCES) {
 			return nil
 		}
 		return &os.PathError{Op: "open", Path: path, Err: err}

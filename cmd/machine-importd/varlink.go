@@ -21,7 +21,7 @@ import (
 
 // serveVarlink serves io.systemd.Import on the socket of the service manager, or
 // on one of our own where there is none. The returned function ends it.
-func serveVarlink(ctx context.Context, srv *server.Server, authority *polkit.Authority, log logrus.FieldLogger) (func(), error) {
+func serveVarlink(ctx context.Context, user bool, srv *server.Server, authority *polkit.Authority, log logrus.FieldLogger) (func(), error) {
 	named, err := activation.ListenersWithNames()
 	if err != nil {
 		return nil, fmt.Errorf("take sockets of the service manager: %w", err)
@@ -40,13 +40,19 @@ func serveVarlink(ctx context.Context, srv *server.Server, authority *polkit.Aut
 	}
 	own := ""
 	if len(listeners) == 0 {
-		own = filepath.Join("/run", transfers.Socket)
-		l, err := varlink.Listen(own, 0o666)
+		dir, mode := "/run", os.FileMode(0o666)
+		if user {
+			dir, mode = os.Getenv("XDG_RUNTIME_DIR"), 0o600
+		}
+		own = filepath.Join(dir, transfers.Socket)
+		l, err := varlink.Listen(own, mode)
 		if err != nil {
 			return nil, err
 		}
 		listeners = append(listeners, l)
-		if err := varlink.Link(own, filepath.Join("/run", transfers.RegistryLink)); err != nil {
+		if user {
+			// There is no registry of a user's sockets.
+		} else if err := varlink.Link(own, filepath.Join("/run", transfers.RegistryLink)); err != nil {
 			log.WithError(err).Warn("Varlink socket not linked") // only discovery suffers
 		}
 	}

@@ -122,7 +122,7 @@ func run(ctx context.Context, cfg config, log *logrus.Logger) error {
 	defer conn.Close()
 	imageConfig := image.Config{}
 	if cfg.user {
-		if imageConfig, err = image.UserConfig(); err != nil {
+		if imageConfig, err = image.UserConfig(image.ClassMachine); err != nil {
 			return fmt.Errorf("find images of the user: %w", err)
 		}
 	}

@@ -262,6 +262,14 @@ func TestClientImages(t *testing.T) {
 			h.MustRun(t, client, "remove", "other", "ro")
 			match(t, h.MustRun(t, client, "list-images"), `^1 images listed\.$`)
 		})
+		t.Run("of the system", func(t *testing.T) {
+			h.Shell(t, "mkdir -p /usr/lib/machines/vendor")
+			match(t, h.MustRun(t, "machinectl", "list-images", "--no-legend"), `^vendor +directory +yes`)
+			if r := h.Try("machinectl", "read-only", "vendor", "no"); r.Exit != 1 || !strings.HasSuffix(r.Stderr, "Read-only file system\n") {
+				t.Errorf("a change of it: %v", r)
+			}
+			h.Shell(t, "rm -r /usr/lib/machines/vendor")
+		})
 		t.Run("settings", func(t *testing.T) {
 			if host.DefaultImpl() == host.Stock && h.Suite == host.Bookworm {
 				t.Skip("systemd 252 has no such verb")

@@ -87,5 +87,37 @@ m OpenMachinePTY s spaces; m GetMachineOSRelease s spaces; m MapFromMachineUser 
 		must("mkdir -p ~/.local/state/machines/one/usr; machinectl --user --no-pager --no-legend list-images", `^one +directory`)
 		must("machinectl --user clone one two && machinectl --user rename two three && machinectl --user remove one; machinectl --user --no-pager --no-legend list-images", `^three +directory`)
 		waitGone(t, h) // in the system's instance, too
+		userTransfers(t, h, must, as)
 	})
+}
+
+// userTransfers takes images in and out of the user's own places, without any right.
+func userTransfers(t *testing.T, h *host.Host, must func(string, ...string) string, as func(string) host.Result) {
+	t.Helper()
+	// Owners, devices, a directory that its owner may not write to, a set-UID program.
+	h.Shell(t, `rm -rf /tmp/t; mkdir -p /tmp/t/etc/locked /tmp/t/usr/lib; cd /tmp/t; echo ID=x >usr/lib/os-release; echo x >etc/locked/file; mknod etc/null c 1 3
+chown -R 1:1 usr; chmod 555 etc/locked; chmod 4755 usr/lib/os-release; ln -s locked etc/link
+tar -czf /tmp/t.tar.gz -C /tmp/t .; truncate -s 3M /tmp/d.raw; echo data | dd of=/tmp/d.raw conv=notrunc; rm etc/null; chmod 644 /tmp/t.tar.gz /tmp/d.raw`)
+	must("importctl --user list-transfers", `^No transfers\.$`)
+	must("importctl --user -m import-tar /tmp/t.tar.gz tree 2>&1", `1 device nodes are left out`, `Operation completed successfully\.`)
+	must("cd ~/.local/state/machines/tree; stat -c '%n %U %a' etc/locked usr/lib/os-release; cat etc/link/file; ls etc",
+		`^etc/locked alice 555$`, `^usr/lib/os-release alice 4755$`, `^x$`)
+	must("importctl --user -m import-raw /tmp/d.raw disk 2>&1; importctl --user -m import-fs /tmp/t copied 2>&1; cmp /tmp/d.raw ~/.local/state/machines/disk.raw; cat ~/.local/state/machines/copied/etc/locked/file", `^x$`)
+	must("importctl --user -m pull-raw --verify=no file:///tmp/d.raw pulled 2>&1; importctl --user -S --read-only pull-raw --verify=no file:///tmp/d.raw ext 2>&1; ls ~/.local/state/extensions", `^ext\.raw$`)
+	must("importctl --user list-images --no-legend", `^machine +disk +raw +/home/alice/\.local/state/machines/disk\.raw +rw`, `^sysext +ext +raw .* ro`)
+	must("importctl --user -m export-tar tree /tmp/out.tar 2>&1; tar --numeric-owner -tvf /tmp/out.tar; importctl --user -m export-raw disk - | cmp - /tmp/d.raw", ` 0/0 .* \./etc/locked/file$`)
+	must("importctl --user -m --force import-tar /tmp/t.tar.gz tree 2>&1; machinectl --user remove tree copied disk pulled; rm -f /tmp/out.tar", `Operation completed successfully\.`)
+	must("ls -A ~/.local/state/machines | grep -v -e three -e '^.raw-' || echo none", `^none$`)
+	if r := as("importctl --user -m import-tar /etc/hostname bad"); r.Exit != 1 || !strings.Contains(r.Stderr, "it is no tar archive") {
+		t.Errorf("a bad archive: %v", r)
+	}
+	must(`sleep 10 2>/dev/null | importctl --user -m import-tar - slow >/dev/null 2>&1 &
+for i in $(seq 100); do id=$(importctl --user list-transfers --no-legend | awk '{print $1}'); [ -n "$id" ] && break; sleep 0.05; done
+importctl --user cancel-transfer $id; for i in $(seq 100); do importctl --user list-transfers | grep -q 'No transfers' && break; sleep 0.05; done; importctl --user list-transfers`, `^No transfers\.$`)
+	if out := h.MustRun(t, "importctl", "list-transfers"); !strings.Contains(out, "No transfers") {
+		t.Errorf("in the system's instance: %s", out)
+	}
+	if h.Suite == host.Trixie {
+		must("varlinkctl info $XDG_RUNTIME_DIR/systemd/io.systemd.Import", `io\.systemd\.Import`)
+	}
 }

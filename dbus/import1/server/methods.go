@@ -139,6 +139,9 @@ func (s *Server) prepare(kind transfer.Kind, class, local string, flags, allowed
 		}
 	}
 	req.ImageRoot = store.PoolPath()
+	if s.cfg.User {
+		req.SearchPath, req.NspawnDirs, req.LockDir = store.Places()
+	}
 	return req, nil
 }
 
@@ -158,7 +161,7 @@ func (s *Server) run(req transfer.Request) ([]any, error) {
 }
 
 func (s *Server) launch(req transfer.Request, watch Watch) (*running, error) {
-	if req.Class == image.ClassMachine && !switchedOff("SYSTEMD_IMPORT_BTRFS_QUOTA") && !req.Kind.Exports() {
+	if req.Class == image.ClassMachine && !s.cfg.User && !switchedOff("SYSTEMD_IMPORT_BTRFS_QUOTA") && !req.Kind.Exports() {
 		// Off btrfs there is nothing to set up, and without quota images work as well.
 		if err := s.cfg.Stores[req.Class].SetupPool(); err != nil {
 			s.log.WithError(err).Warn("Pool not set up")

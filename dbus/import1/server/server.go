@@ -54,6 +54,8 @@ type Config struct {
 	Log       logrus.FieldLogger
 	// Stores has the image store of each class.
 	Stores map[image.Class]*image.Store
+	// User says that the stores are those of the user whose bus this is.
+	User bool
 }
 
 // Server exports import1.
