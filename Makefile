@@ -63,7 +63,7 @@ bench: ## benchmarks, beside stock where there is one (BENCH=regexp; root)
 	$(GO) test -tags integration -count=1 -timeout 60m -run '^$$' -bench '$(BENCH)' -v ./tests/bench/
 
 crash: build nss ## kill the daemons and cut the power at 100 moments of each change of an image and of imports (root)
-	MACHINED_TEST_CRASH=100 $(GO) test -tags integration -count=1 -timeout 30m -v -run 'TestKilled|TestPowerCut' ./tests/integration/
+	MACHINED_TEST_CRASH=100 $(GO) test -tags integration -count=1 -timeout 60m -v -run 'TestKilled|TestPowerCut' ./tests/integration/
 
 mkosi: build nss ## boot images that Debian's mkosi, debootstrap and mmdebstrap make, which takes minutes and the network (root)
 	$(GO) test -tags integration,mirror -count=1 -timeout 40m -v -run 'TestMkosi$$|TestCreateDebian$$' ./tests/integration/
