@@ -44,10 +44,15 @@ func TestKilledTransfers(t *testing.T) {
 	t.Logf("seed %d", seed)
 	k := &killing{h: h, rnd: rand.New(rand.NewPCG(seed, 0))}
 	for round := range rounds {
-		for who, victim := range map[string]string{"importd": "^/usr/lib/systemd/systemd-importd", "worker": "^machine-importd-worker"} {
+		for who, victim := range map[string]string{"importd": "^/usr/lib/systemd/systemd-importd", "worker": workers} {
 			for verb, data := range map[string][]byte{"import-tar": archive, "import-tar gz": compressed, "import-raw": archive} {
 				verb, _, _ = strings.Cut(verb, " ")
 				t.Run(fmt.Sprintf("%d %s %s", round, verb, who), func(t *testing.T) {
+					t.Cleanup(func() {
+						if t.Failed() { // the next one begins anew
+							k.h.Try("machinectl", "remove", "new")
+						}
+					})
 					k.midway(t, verb, victim, data)
 					k.atTheEnd(t, verb, victim, data, whole)
 				})
@@ -74,10 +79,21 @@ func (k *killing) begin(t *testing.T, verb string) (client *host.Process, in *os
 	return client, in
 }
 
-// kill kills all processes whose command line matches, of which there must be one.
+// workers matches the command lines of workers.
+const workers = "^machine-importd-worker"
+
+// kill kills all processes whose command line matches, of which there must be one, and
+// waits until there is no worker: one that has not noticed yet would take the end of
+// what it reads for the end of the archive.
 func (k *killing) kill(t *testing.T, victim string) {
 	t.Helper()
 	k.h.MustRun(t, "pkill", "-KILL", "-f", victim)
+	host.Eventually(t, 10*time.Second, func() error {
+		if r := k.h.Try("pgrep", "-f", workers); r.Exit != 1 {
+			return fmt.Errorf("a worker is left: %v", r)
+		}
+		return nil
+	})
 }
 
 // midway kills when a part of the archive has come, which is so for sure: the rest of
