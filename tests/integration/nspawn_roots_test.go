@@ -95,14 +95,14 @@ func TestNspawnEphemeralSettings(t *testing.T) {
 	})
 }
 
-// rebootScript has reboots OPTIONS SECONDS [ROOT], which has a machine reboot twice after that time, and tells what
+// rebootScript has reboots OPTIONS SECONDS [ROOT], which has a machine reboot after that time and once more, and tells what
 // files of the run before and the first ID it has each time.
 const rebootScript = `reboots() {
 	rm -rf $W/m $W/c; cp -a $T $W/m; mkdir $W/c $W/m/c; chmod 777 $W/c
 	systemd-nspawn -q --register=no ${3:--D $W/m} $1 --bind=$W/c:/c --pipe sh -c '
 		for d in root etc mnt/t; do [ -e /$d/mark ] && echo -n "$d "; touch /$d/mark; done >>/c/out 2>/dev/null
 		[ -e /c/id ] || echo "$container_uuid" >/c/id; [ -e /c/1 ] && [ "$(cat /c/id)" = "$container_uuid" ] && echo -n same >>/c/out
-		[ -e /c/2 ] && poweroff -f; echo -n ", " >>/c/out; [ -e /c/1 ] && >/c/2; >/c/1; sleep '$2'; reboot -f; sleep 5' >/dev/null 2>&1
+		[ -e /c/2 ] && poweroff -f; echo -n ", " >>/c/out; [ -e /c/1 ] && >/c/2; >/c/1; [ -e /c/2 ] || sleep '$2'; reboot -f; sleep 5' >/dev/null 2>&1
 	echo "$1: $(cat $W/c/out)"
 }
 `
