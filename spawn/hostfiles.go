@@ -116,7 +116,8 @@ func hostID() [16]byte {
 // followHost decides what becomes of the machine's resolv.conf and localtime.
 func (m *machine) followHost() {
 	o, p := m.opts, &m.plan
-	readOnly := p.Root.ReadOnly || p.Root.Volatile == "yes" || p.Root.Volatile == "state"
+	// A root in memory, or with a layer there, has an /etc that can be written to.
+	readOnly := p.Root.ReadOnly && p.Root.Volatile != "yes" || p.Root.Volatile == "state"
 	p.ResolvConf = resolvConf(o.ResolvConf, o.PrivateNet, readOnly)
 	p.Timezone = timezone(o.Timezone, readOnly)
 }
@@ -192,6 +193,8 @@ func timezone(mode string, readOnly bool) stage.FileAction {
 func (m *machine) linkJournal() error {
 	o := m.opts
 	r := &m.plan.Root
+	// The init's journal shall outlast it.
+	m.plan.JournalDir = o.Boot() && o.LinkJournal != "no" && !o.Ephemeral && !r.ReadOnly && m.id != hostID()
 	kept := r.Path != "" && !r.ReadOnly && r.Volatile == "no"
 	if o.Ephemeral || o.LinkJournal == "no" || o.LinkJournal == "guest" && !kept {
 		return nil // nothing that lasts would be linked

@@ -160,6 +160,11 @@ func (o *outer) remove(p string) error {
 // journal binds the host's journal directory of this machine into it.
 func (o *outer) journal() error {
 	j := o.plan.Journal
+	if o.plan.JournalDir {
+		o.asMachineRoot()
+		_ = o.root.mkdir("/var/log/journal", 0o755) // without, journald keeps it in memory
+		o.asHost()
+	}
 	if j == nil || j.Mode != "host" {
 		return nil
 	}

@@ -35,6 +35,7 @@ type Plan struct {
 	ResolvConf  FileAction
 	Timezone    FileAction
 	Journal     *Journal
+	JournalDir  bool // make /var/log/journal, in which journald keeps what lasts
 	Credentials []Credential
 	CredsOpen   bool // 0555/0444: the payload is not root and can't raise itself
 	Devices     []string

@@ -255,17 +255,17 @@ func (o *outer) tmpfs(mode, size string) (int, error) {
 
 // volatileYes: an empty root in memory, with the image's /usr in it, read-only.
 func (o *outer) volatileYes() error {
-	fd, err := o.root.open("/bin", unix.O_PATH|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return fmt.Errorf("look at /bin of the image: %w", err)
-	}
 	var st unix.Stat_t
-	err = unix.Fstat(fd, &st)
-	_ = unix.Close(fd)
-	if err != nil {
-		return err
+	fd, err := o.root.open("/bin", unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err == nil {
+		err = unix.Fstat(fd, &st)
+		_ = unix.Close(fd)
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+	switch {
+	case errors.Is(err, unix.ENOENT): // an image of nothing but /usr
+	case err != nil:
+		return fmt.Errorf("look at /bin of the image: %w", err)
+	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 		return errors.New("sorry, --volatile=yes mode is not supported with OS images that have not merged /bin/, /sbin/, /lib/, /lib64/ into /usr/. Please work with your distribution and help them adopt the merged /usr scheme")
 	}
 	usr, err := o.root.open("/usr", unix.O_PATH|unix.O_DIRECTORY, 0)

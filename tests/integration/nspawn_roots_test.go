@@ -56,6 +56,12 @@ func TestNspawnRoots(t *testing.T) {
 			{name: "volatile=yes", script: `cp -a $T v; cd v; for d in bin sbin; do cp -a $d/. usr/$d/; rm -r $d; ln -s usr/$d $d; done
 				systemd-nspawn -q --register=no --pipe --volatile=yes -D $W/v sh -c 'ls -A /etc /home; touch /usr/x; touch /var/y /z && echo fresh'; ls -A $W/v`,
 				out: []string{`Read-only`, `^fresh$`}, not: []string{`^passwd$`, `^user$`, `^z$`}},
+			{name: "volatile=yes of an image of nothing but /usr", script: `mkdir v; cp -a $T/usr v/; for d in bin sbin; do mkdir -p v/usr/$d; cp -a $T/$d/. v/usr/$d/; done
+				systemd-nspawn -q --register=no --pipe --volatile=yes -D $W/v sh -c 'readlink /bin; grep -c " /etc/resolv.conf " /proc/self/mountinfo; [ -s /etc/resolv.conf ] && echo file'; ls -A $W/v`,
+				out: []string{`^usr/bin\n0\nfile\nusr$`}},
+			{name: "journal of an init lasts", script: `cp -a $T v; rm -rf v/var/log v/sbin/init; printf '#!/bin/sh\nstat -c %%u:%%a /var/log/journal\n' >v/sbin/init; chmod +x v/sbin/init
+				for o in "" -U --link-journal=no --read-only; do rm -rf v/var/log; systemd-nspawn -q --register=no -b $o -D $W/v; ls v/var/log 2>/dev/null; done; true`,
+				out: []string{`^0:755\r\njournal\n0:755\r\njournal\nstat: .*\r\nstat: .*$`}},
 			{name: "volatile=yes without merged /usr", script: `$S --volatile true`, exit: 1, out: []string{`not supported`}},
 			{name: "volatile=state", script: `touch $T/var/lib/keep; $S --pipe --volatile=state sh -c 'ls /var/lib/keep; touch /etc/x; touch /var/lib2 && echo var; cat /etc/os-release'; ls $T/var`,
 				out: []string{`No such file`, `Read-only`, `^var$`, `^ID=busybox`}, not: []string{`^lib2$`}},
