@@ -18,7 +18,7 @@ func onBtrfs(t *testing.T) string {
 }
 
 // onLoop mounts a fresh file system on a loop file for the test.
-func onLoop(t *testing.T, fstype, quiet string) string {
+func onLoop(t *testing.T, fstype string, options ...string) string {
 	t.Helper()
 	needRoot(t)
 	skip := func(reason string) {
@@ -37,7 +37,7 @@ func onLoop(t *testing.T, fstype, quiet string) string {
 	if err := os.Truncate(file, 256<<20); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("mkfs."+fstype, quiet, file).CombinedOutput(); err != nil {
+	if out, err := exec.Command("mkfs."+fstype, append(options, file)...).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.%s: %v: %s", fstype, err, out)
 	}
 	dir := t.TempDir()

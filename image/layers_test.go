@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"machined/internal/overlay"
@@ -16,9 +17,9 @@ import (
 
 // layeredStore is a store on ext4 with an image a; what is mounted in its pool goes
 // away with the test.
-func layeredStore(t *testing.T) (*Store, string) {
+func layeredStore(t *testing.T, mkfs ...string) (*Store, string) {
 	t.Helper()
-	pool := filepath.Join(onLoop(t, "ext4", "-q"), "pool")
+	pool := filepath.Join(onLoop(t, "ext4", append([]string{"-q"}, mkfs...)...), "pool")
 	base := t.TempDir()
 	mkdirs(t, base, "nspawn")
 	write(t, filepath.Join(pool, "a/etc/hostname"), "a\n")
@@ -233,4 +234,31 @@ func TestLayersInterrupted(t *testing.T) {
 	if err := s.CleanTemporary(); err == nil {
 		t.Error("a layer outside of the pool was mounted")
 	}
+}
+
+// TestLayersOnFullDisk renames an image while the file system has room for no file: it
+// stays, whole, under its old name.
+func TestLayersOnFullDisk(t *testing.T) {
+	s, pool := layeredStore(t, "-N", "256")
+	ctx := context.Background()
+	if err := s.CloneWith(ctx, "a", "b", CloneOptions{Overlay: true}); err != nil {
+		t.Fatal(err)
+	}
+	fill := filepath.Join(filepath.Dir(pool), "fill")
+	mkdirs(t, fill, ".")
+	for i, err := 0, error(nil); err == nil; i++ {
+		err = os.WriteFile(filepath.Join(fill, strconv.Itoa(i)), nil, 0o600)
+	}
+	if err := s.Rename(ctx, "b", "c"); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("rename = %v, want ENOSPC", err)
+	}
+	wantContent(t, pool, map[string]string{"a/etc/state": "one", "b/etc/state": "one"})
+	if err := os.RemoveAll(fill); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Rename(ctx, "b", "c"); err != nil {
+		t.Fatal(err)
+	}
+	wantContent(t, pool, map[string]string{"a/etc/state": "one", "c/etc/state": "one"})
+	leftovers(t, pool)
 }

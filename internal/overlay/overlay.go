@@ -321,28 +321,54 @@ func (p Pool) Rename(name, newName string) error {
 	}
 	defer func() { _ = f.Close() }()
 	readOnly := mountedReadOnly(p.image(name))
+	// The directory to mount on is there before the old one goes: the disk may be full.
+	point, release, err := p.spareDir()
+	if err != nil {
+		return err
+	}
+	defer release()
 	if err := p.detach(name); err != nil {
 		return err
 	}
+	restore := func(err error) error {
+		_ = os.Rename(point, p.image(name))
+		return errors.Join(err, p.mount(name))
+	}
 	if err := unix.Renameat2(unix.AT_FDCWD, p.layout(name), unix.AT_FDCWD, p.layout(newName), unix.RENAME_NOREPLACE); err != nil {
-		return errors.Join(&os.LinkError{Op: "rename", Old: p.layout(name), New: p.layout(newName), Err: err}, p.mount(name))
+		return restore(&os.LinkError{Op: "rename", Old: p.layout(name), New: p.layout(newName), Err: err})
 	}
 	if err := syncDir(p.layout("")); err != nil {
 		return err
 	}
+	_ = os.Rename(point, p.image(newName)) // else mount makes one
 	if err := p.mount(newName); err != nil {
-		// As where there is no room for the directory: it has its old name again, if not its mount.
-		_ = os.Remove(p.image(newName))
-		back := unix.Renameat2(unix.AT_FDCWD, p.layout(newName), unix.AT_FDCWD, p.layout(name), unix.RENAME_NOREPLACE)
-		if back == nil {
-			_ = p.mount(name)
+		point = p.image(newName)
+		if back := unix.Renameat2(unix.AT_FDCWD, p.layout(newName), unix.AT_FDCWD, p.layout(name), unix.RENAME_NOREPLACE); back != nil {
+			return errors.Join(err, back)
 		}
-		return err
+		return restore(err)
 	}
 	if !readOnly {
 		return nil
 	}
 	return p.SetReadOnly(newName, true)
+}
+
+// spareDir makes a directory in the pool under a temporary name, which is held as long
+// as it may be renamed. release removes it where it has not been.
+func (p Pool) spareDir() (path string, release func(), err error) {
+	path = filepath.Join(string(p), tempPrefix+newID())
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return "", nil, err
+	}
+	held, err := os.Open(path)
+	if err == nil {
+		_ = unix.Flock(int(held.Fd()), unix.LOCK_EX|unix.LOCK_NB) // one that is taken for left over is made anew by mount
+	}
+	return path, func() {
+		_ = held.Close() // nil where it could not be opened
+		_ = os.Remove(path)
+	}, nil
 }
 
 // Remove removes an image, and the layers that no other needs.

@@ -135,7 +135,7 @@ func (s *Server) prepare(kind transfer.Kind, class, local string, flags, allowed
 	}
 	if local != "" || !kind.Pulls() {
 		if !image.ValidName(local) {
-			return req, invalid("Local image name %s is invalid", local)
+			return req, invalid("Local image name %s is invalid", cli.Printable(local, false))
 		}
 	}
 	req.ImageRoot = store.PoolPath()
@@ -199,7 +199,7 @@ func (s *Server) export(ctx context.Context, c *dbus.Call, kind transfer.Kind, c
 		format = string(transfer.Gzip)
 	}
 	if req.Format, err = transfer.ParseFormat(format); err != nil {
-		return nil, err
+		return nil, invalid("Unknown compression format %s", cli.Printable(format, false))
 	}
 	file, err := c.File(fd)
 	if err != nil {
@@ -247,13 +247,13 @@ func (s *Server) preparePull(kind transfer.Kind, class, remote, local, verify st
 	req.Remote = remote
 	if kind == transfer.PullOCI {
 		if err := transfer.CheckReference(remote); err != nil {
-			return req, invalid("OCI reference %s is invalid", remote)
+			return req, invalid("OCI reference %s is invalid", cli.Printable(remote, false))
 		}
 	} else if err := transfer.CheckURL(remote); err != nil {
-		return req, invalid("URL %s is invalid", remote)
+		return req, invalid("URL %s is invalid", cli.Printable(remote, false))
 	}
 	if req.Verify, err = transfer.ParseVerify(verify); err != nil {
-		return req, invalid("Unknown verification mode %s", verify)
+		return req, invalid("Unknown verification mode %s", cli.Printable(verify, false))
 	}
 	return req, nil
 }
@@ -270,22 +270,22 @@ func checkFile(f *os.File, dir bool, access int) error {
 		return os.NewSyscallError("fcntl", err)
 	}
 	bad := func(rule string) error {
-		return fmt.Errorf("use file descriptor of %q: %s: %w", nameOf(f), rule, unix.EINVAL)
+		return fmt.Errorf("file descriptor of %q is %s: %w", nameOf(f), rule, unix.EINVAL)
 	}
 	if dir {
 		if !st.IsDir() {
-			return bad("it is not a directory")
+			return fmt.Errorf("open %q: %w", nameOf(f), unix.ENOTDIR)
 		}
 		if flags&unix.O_PATH != 0 {
-			return bad("it cannot be read")
+			return bad("not open for reading")
 		}
 		return nil
 	}
 	if !st.Mode().IsRegular() && st.Mode().Type() != fs.ModeNamedPipe {
-		return bad("it is neither a regular file nor a FIFO")
+		return bad("that of neither a regular file nor a FIFO")
 	}
 	if mode := flags & unix.O_ACCMODE; flags&unix.O_PATH != 0 || (mode != unix.O_RDWR && mode != access) {
-		return bad("it is open for the wrong direction")
+		return bad("open for the wrong direction")
 	}
 	return nil
 }

@@ -214,7 +214,7 @@ func (s *Server) start(req transfer.Request, watch Watch) (*running, error) {
 	s.mu.Lock()
 	if len(s.transfers) >= maxTransfers {
 		s.mu.Unlock()
-		return nil, fmt.Errorf("start transfer: more than %d run already: %w", maxTransfers, unix.E2BIG)
+		return nil, fmt.Errorf("%d transfers run already, which is the limit: %w", maxTransfers, unix.E2BIG)
 	}
 	if req.Kind.Pulls() {
 		for _, other := range s.transfers {
