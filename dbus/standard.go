@@ -183,6 +183,12 @@ type propertyValue struct {
 	Value godbus.Variant
 }
 
+// OrderedStrings goes over the bus as a{ss}, in its own order, as orderedProperties does.
+type OrderedStrings []StringEntry
+
+// StringEntry is one entry of OrderedStrings.
+type StringEntry struct{ Key, Value string }
+
 func getAllProperties(ctx context.Context, c *Call, object any) ([]any, error) {
 	f := object.(*found)
 	out := orderedProperties{}

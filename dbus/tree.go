@@ -340,8 +340,12 @@ func outSignature(values []any) string {
 			b.WriteByte('h')
 			continue
 		}
-		if _, ok := v.(orderedProperties); ok {
+		switch v.(type) {
+		case orderedProperties:
 			b.WriteString("a{sv}")
+			continue
+		case OrderedStrings:
+			b.WriteString("a{ss}")
 			continue
 		}
 		b.WriteString(godbus.SignatureOfType(reflect.TypeOf(v)).String())

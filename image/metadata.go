@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 
+	"machined/internal/envfile"
 	"machined/internal/sys"
 
 	"golang.org/x/sys/unix"
@@ -22,8 +23,8 @@ const metadataMax = 64 << 10
 type Metadata struct {
 	Hostname    string
 	MachineID   [16]byte // zero: none
-	MachineInfo map[string]string
-	OSRelease   map[string]string
+	MachineInfo envfile.Pairs
+	OSRelease   envfile.Pairs
 }
 
 // Metadata reads what the image called name says about itself. Files that are
@@ -130,13 +131,13 @@ func (s *Store) MachineID(ctx context.Context, name string) ([16]byte, error) {
 }
 
 // MachineInfo returns the image's /etc/machine-info.
-func (s *Store) MachineInfo(ctx context.Context, name string) (map[string]string, error) {
+func (s *Store) MachineInfo(ctx context.Context, name string) (envfile.Pairs, error) {
 	m, err := s.Metadata(ctx, name)
 	return m.MachineInfo, err
 }
 
 // OSRelease returns the image's os-release file.
-func (s *Store) OSRelease(ctx context.Context, name string) (map[string]string, error) {
+func (s *Store) OSRelease(ctx context.Context, name string) (envfile.Pairs, error) {
 	m, err := s.Metadata(ctx, name)
 	return m.OSRelease, err
 }
@@ -169,62 +170,6 @@ func parseMachineID(data string) (id [16]byte) {
 	return id
 }
 
-// parseEnv reads KEY=VALUE lines as os-release(5) has them. Lines that break its
-// rules are passed over.
-func parseEnv(data string) map[string]string {
-	out := map[string]string{}
-	for line := range strings.SplitSeq(data, "\n") {
-		line = strings.TrimSpace(line)
-		if line == "" || line[0] == '#' || line[0] == ';' {
-			continue
-		}
-		key, value, ok := strings.Cut(line, "=")
-		if !ok || !validKey(key) {
-			continue
-		}
-		if value, ok = unquoteValue(value); ok {
-			out[key] = value
-		}
-	}
-	return out
-}
-
-func validKey(key string) bool {
-	if key == "" || (key[0] >= '0' && key[0] <= '9') {
-		return false
-	}
-	return !strings.ContainsFunc(key, func(r rune) bool {
-		return r != '_' && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
-	})
-}
-
-// unquoteValue undoes shell quoting of one word.
-func unquoteValue(s string) (string, bool) {
-	var out strings.Builder
-	quote := byte(0)
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		switch {
-		case quote == '\'' && c != '\'':
-			out.WriteByte(c)
-		case c == '\\':
-			i++
-			if i == len(s) {
-				return "", false
-			}
-			if quote == '"' && strings.IndexByte("\"\\`$", s[i]) < 0 {
-				out.WriteByte('\\')
-			}
-			out.WriteByte(s[i])
-		case quote != 0 && c == quote:
-			quote = 0
-		case quote == 0 && (c == '"' || c == '\''):
-			quote = c
-		case c < 0x20 && c != '\t':
-			return "", false
-		default:
-			out.WriteByte(c)
-		}
-	}
-	return strings.ToValidUTF8(out.String(), "\uFFFD"), quote == 0
-}
+// parseEnv reads assignments as os-release(5) has them. What is no UTF-8, which the
+// bus could not carry, becomes U+FFFD.
+func parseEnv(data string) envfile.Pairs { return envfile.Parse(strings.ToValidUTF8(data, "\uFFFD")) }

@@ -8,7 +8,9 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
+	"machined/internal/envfile"
 	"machined/internal/pathlock"
 )
 
@@ -180,7 +182,7 @@ func TestMetadataStaysInside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Metadata{Hostname: "box", MachineID: [16]byte{1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef}, OSRelease: map[string]string{"ID": "deb", "NAME": `A "b"`}}
+	want := Metadata{Hostname: "box", MachineID: [16]byte{1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef}, OSRelease: envfile.Pairs{{Key: "ID", Value: "deb"}, {Key: "NAME", Value: `A "b"`}}}
 	if !reflect.DeepEqual(m, want) {
 		t.Errorf("metadata = %+v, want %+v", m, want)
 	}
@@ -189,9 +191,9 @@ func TestMetadataStaysInside(t *testing.T) {
 func FuzzParseEnv(f *testing.F) {
 	f.Add("ID=debian\nNAME=\"x\\\"\"\n# c\nA='b'")
 	f.Fuzz(func(t *testing.T, data string) {
-		for key := range parseEnv(data) {
-			if !validKey(key) {
-				t.Errorf("key %q", key)
+		for _, pair := range parseEnv(data) {
+			if !envfile.ValidKey(pair.Key) || !utf8.ValidString(pair.Value) {
+				t.Errorf("%q", pair)
 			}
 		}
 		parseHostname(data)

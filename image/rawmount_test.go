@@ -35,7 +35,7 @@ func TestRawMetadata(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.Hostname != "box" || m.OSRelease["ID"] != "deb" {
+	if m.Hostname != "box" || m.OSRelease.Get("ID") != "deb" {
 		t.Errorf("metadata = %+v", m)
 	}
 	if after, _ := os.ReadFile(disk); string(after) != string(before) {

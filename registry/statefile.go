@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"machined/internal/envfile"
 )
 
 // maxStateBytes bounds a state file: PATH_MAX twice, the rest is small.
@@ -99,7 +101,7 @@ func parseState(in io.Reader) (Machine, error) {
 	if len(data) > maxStateBytes {
 		return m, fmt.Errorf("%w: larger than %d bytes", errBadState, maxStateBytes)
 	}
-	for key, value := range assignments(string(data)) {
+	for key, value := range envfile.Assignments(string(data)) {
 		m.setState(key, value)
 	}
 	if !ValidName(m.Name) {
@@ -169,74 +171,4 @@ func (m *Machine) setState(key, value string) {
 	case "SUBGROUP":
 		m.Subgroup = value
 	}
-}
-
-// assignments yields the assignments of an environment file (systemd.exec(5),
-// EnvironmentFile=): comments, bare words, both kinds of quotes, backslashes.
-// A quote that is never closed ends the file: its assignment is not yielded.
-func assignments(s string) func(yield func(key, value string) bool) {
-	return func(yield func(string, string) bool) {
-		for s != "" {
-			line, rest, _ := strings.Cut(s, "\n")
-			trimmed := strings.TrimLeft(line, " \t\r")
-			if trimmed == "" || trimmed[0] == '#' || trimmed[0] == ';' {
-				s = rest
-				continue
-			}
-			key, _, ok := strings.Cut(line, "=")
-			if !ok {
-				s = rest
-				continue
-			}
-			value, n, complete := shellValue(s[len(key)+1:])
-			if !complete {
-				return
-			}
-			s = s[len(key)+1+n:]
-			if !yield(strings.TrimSpace(key), value) {
-				return
-			}
-		}
-	}
-}
-
-// shellValue decodes one value from the start of s and returns how many bytes
-// it took, the newline included.
-func shellValue(s string) (value string, n int, complete bool) {
-	var b strings.Builder
-	quote := byte(0)
-	keep := 0 // length of b that trailing space may not eat
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		switch {
-		case quote == 0 && c == '\n':
-			return b.String()[:max(keep, len(strings.TrimRight(b.String(), " \t\r")))], i + 1, true
-		case quote == 0 && (c == '"' || c == '\''):
-			if b.Len() == 0 || keep > 0 {
-				quote = c
-				continue
-			}
-			b.WriteByte(c)
-		case quote != 0 && c == quote:
-			quote = 0
-			keep = b.Len()
-		case c == '\\' && quote != '\'' && i+1 < len(s):
-			i++
-			if s[i] == '\n' {
-				continue // a continued line
-			}
-			if quote == '"' && strings.IndexByte("\"\\`$", s[i]) < 0 {
-				b.WriteByte('\\')
-			}
-			b.WriteByte(s[i])
-			keep = b.Len()
-		case quote == 0 && b.Len() == 0 && (c == ' ' || c == '\t'):
-		default:
-			b.WriteByte(c)
-		}
-	}
-	if quote != 0 {
-		return "", len(s), false
-	}
-	return b.String()[:max(keep, len(strings.TrimRight(b.String(), " \t\r")))], len(s), true
 }

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"machined/internal/envfile"
 	"machined/internal/sys"
 )
 
@@ -34,14 +36,8 @@ func TestParseOSRelease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]string{"ID": "debian", "NAME": `De "b" $`, "V": "a b", "E": ""}
-	if len(got) != len(want) {
+	if want := (envfile.Pairs{{Key: "ID", Value: "debian"}, {Key: "NAME", Value: `De "b" $`}, {Key: "V", Value: "a b# x"}}); !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
-	}
-	for key, value := range want {
-		if got[key] != value {
-			t.Errorf("%s = %q, want %q", key, got[key], value)
-		}
 	}
 	if _, err := ParseOSRelease([]byte("A=\xff\n")); err == nil {
 		t.Error("invalid UTF-8: want an error")
@@ -113,9 +109,9 @@ func FuzzParseOSRelease(f *testing.F) {
 	f.Add([]byte("A='\\'\nB=\"\\"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		fields, err := ParseOSRelease(data)
-		for key, value := range fields {
-			if err != nil || !validKey(key) || strings.ContainsRune(value, 0) {
-				t.Errorf("%q = %q, %v", key, value, err)
+		for _, f := range fields {
+			if err != nil || !envfile.ValidKey(f.Key) || strings.ContainsRune(f.Value, 0) {
+				t.Errorf("%q = %q, %v", f.Key, f.Value, err)
 			}
 		}
 	})

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
+	"machined/internal/envfile"
 	"machined/internal/sys"
 )
 
@@ -18,8 +18,8 @@ const maxOSRelease = 64 << 10 // bytes; real files have less than 1 KiB
 // OSRelease reads os-release(5) of the machine whose leader is p. If owner, the
 // user who registered it, is not root, the file must be one that everybody may
 // read: it may be any file of the host's, bound there in a user namespace.
-func OSRelease(ctx context.Context, p *sys.Process, owner uint32) (map[string]string, error) {
-	return within(ctx, p, func(_ context.Context, p *sys.Process) (map[string]string, error) {
+func OSRelease(ctx context.Context, p *sys.Process, owner uint32) (envfile.Pairs, error) {
+	return within(ctx, p, func(_ context.Context, p *sys.Process) (envfile.Pairs, error) {
 		root, err := sys.OpenRootOf(p)
 		if err != nil {
 			return nil, err
@@ -29,7 +29,7 @@ func OSRelease(ctx context.Context, p *sys.Process, owner uint32) (map[string]st
 	}, nil)
 }
 
-func readOSRelease(root int, public bool) (map[string]string, error) {
+func readOSRelease(root int, public bool) (envfile.Pairs, error) {
 	var err error
 	for _, path := range []string{"/etc/os-release", "/usr/lib/os-release"} {
 		var data []byte
@@ -86,81 +86,11 @@ func readSmall(root int, path string, limit int64, public bool) ([]byte, error) 
 	return data, nil
 }
 
-// ParseOSRelease parses os-release(5): lines KEY=VALUE with shell quoting, no
-// expansion. Lines that are none of that are left out, as are keys and values
-// that the bus could not carry.
-func ParseOSRelease(data []byte) (map[string]string, error) {
+// ParseOSRelease parses os-release(5). Text that the bus could not carry is
+// unix.EBADMSG.
+func ParseOSRelease(data []byte) (envfile.Pairs, error) {
 	if !utf8.Valid(data) {
 		return nil, fmt.Errorf("parse os-release: not UTF-8: %w", unix.EBADMSG)
 	}
-	out := map[string]string{}
-	for line := range strings.Lines(string(data)) {
-		line = strings.TrimSpace(line)
-		if line == "" || line[0] == '#' || line[0] == ';' {
-			continue
-		}
-		key, raw, ok := strings.Cut(line, "=")
-		if !ok || !validKey(key) {
-			continue
-		}
-		value, ok := unquote(raw)
-		if !ok || strings.ContainsRune(value, 0) {
-			continue
-		}
-		out[key] = value
-	}
-	return out, nil
-}
-
-func validKey(key string) bool {
-	for i := range len(key) {
-		c := key[i]
-		letter := c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' || c == '_'
-		if !letter && (i == 0 || c < '0' || c > '9') {
-			return false
-		}
-	}
-	return key != ""
-}
-
-// unquote takes a shell word apart: single and double quotes with their
-// escapes, and a backslash outside of quotes.
-func unquote(s string) (string, bool) {
-	var b strings.Builder
-	var quote byte
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		switch {
-		case quote == '\'':
-			if c == quote {
-				quote = 0
-				continue
-			}
-			b.WriteByte(c)
-		case c == '\\':
-			i++
-			if i == len(s) {
-				return "", false
-			}
-			if quote == '"' && !strings.ContainsRune("\"\\`$", rune(s[i])) {
-				b.WriteByte('\\')
-			}
-			b.WriteByte(s[i])
-		case quote == '"':
-			if c == quote {
-				quote = 0
-				continue
-			}
-			b.WriteByte(c)
-		case c == '\'' || c == '"':
-			quote = c
-		case c == ' ' || c == '\t':
-			// The word is over; a comment may follow, anything else is no assignment.
-			rest := strings.TrimSpace(s[i:])
-			return b.String(), rest == "" || rest[0] == '#'
-		default:
-			b.WriteByte(c)
-		}
-	}
-	return b.String(), quote == 0
+	return envfile.Parse(string(data)), nil
 }

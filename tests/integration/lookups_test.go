@@ -187,6 +187,17 @@ rm -rf etc/os-release usr/lib/os-release; `+c.script)
 				}
 			})
 		}
+		t.Run("order and quotes", func(t *testing.T) {
+			h.Shell(t, "mkdir -p /var/lib/machines/plain/usr/lib; for d in etc usr/lib; do cd /var/lib/machines/evil; [ ! -d $d.real ] || { rm -rf $d; mv $d.real $d; }; done; rm -rf /var/lib/machines/evil/etc/os-release")
+			h.WriteFile(t, "/var/lib/machines/evil/etc/os-release", "NAME=Foo Bar  \n# no\nID=first\nB='si\\ngle' tail\nID=second\nA=\"x\"y\"z\"\nM=\"two\nlines\"\n", 0o644)
+			h.MustRun(t, "cp", "/var/lib/machines/evil/etc/os-release", "/var/lib/machines/plain/usr/lib")
+			for m, name := range map[string]string{"GetMachineOSRelease": "evil", "GetImageOSRelease": "plain"} {
+				const want = `a{ss} 5 "NAME" "Foo Bar" "ID" "second" "B" "si\\ngletail" "A" "xy\"z\"" "M" "two\nlines"`
+				if got := h.MustRun(t, "busctl", "call", busName, busPath, managerIf, m, "s", name); got != want+"\n" {
+					t.Errorf("%s: got %s, want %s", m, got, want)
+				}
+			}
+		})
 	})
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"slices"
 	"time"
 
 	"machined/image"
@@ -85,15 +84,6 @@ func describeImage(img image.Image) imageDescription {
 	}
 }
 
-func assignments(fields map[string]string) []string {
-	out := make([]string, 0, len(fields))
-	for key, value := range fields {
-		out = append(out, key+"="+value)
-	}
-	slices.Sort(out)
-	return out
-}
-
 func (s *Services) listImages(ctx context.Context, call *varlink.Call) (any, error) {
 	name := call.Params.String("name")
 	how := readMetadata(call.Params)
@@ -154,7 +144,7 @@ func (s *Services) listImage(ctx context.Context, call *varlink.Call, img image.
 	if m.MachineID != ([16]byte{}) {
 		d.MachineID = hex.EncodeToString(m.MachineID[:])
 	}
-	d.MachineInfo, d.OSRelease = assignments(m.MachineInfo), assignments(m.OSRelease)
+	d.MachineInfo, d.OSRelease = m.MachineInfo.Lines(), m.OSRelease.Lines()
 	return d, nil
 }
 

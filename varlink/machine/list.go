@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"io/fs"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -186,10 +185,7 @@ func (s *Services) addOSRelease(ctx context.Context, m registry.Machine, d *desc
 	if err != nil {
 		return err
 	}
-	for key, value := range fields {
-		d.OSRelease = append(d.OSRelease, key+"="+value)
-	}
-	slices.Sort(d.OSRelease)
+	d.OSRelease = fields.Lines()
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"machined/dbus"
 	"machined/dbus/machine1"
 	"machined/image"
+	"machined/internal/envfile"
 )
 
 // ImageStore is what the server asks of the image store. Its methods take
@@ -28,8 +29,8 @@ type ImageStore interface {
 	SetLimit(ctx context.Context, name string, limit uint64) error
 	Hostname(ctx context.Context, name string) (string, error)
 	MachineID(ctx context.Context, name string) ([16]byte, error)
-	MachineInfo(ctx context.Context, name string) (map[string]string, error)
-	OSRelease(ctx context.Context, name string) (map[string]string, error)
+	MachineInfo(ctx context.Context, name string) (envfile.Pairs, error)
+	OSRelease(ctx context.Context, name string) (envfile.Pairs, error)
 	PoolPath() string
 	PoolUsage() uint64
 	PoolLimit() uint64
@@ -317,14 +318,11 @@ func (s *Server) imageOSRelease(ctx context.Context, _ *dbus.Call, img image.Ima
 }
 
 // fields is the answer of a{ss}; what an image does not say is empty.
-func fields(m map[string]string, err error) ([]any, error) {
-	if m == nil {
-		m = map[string]string{}
-	}
+func fields(m envfile.Pairs, err error) ([]any, error) {
 	if errors.Is(err, image.ErrNoMetadata) {
 		err = nil
 	}
-	return []any{m}, err
+	return []any{entries(m)}, err
 }
 
 func (s *Server) setPoolLimit(ctx context.Context, c *dbus.Call, _ any) ([]any, error) {

@@ -12,6 +12,7 @@ import (
 
 	"machined/dbus"
 	"machined/dbus/machine1"
+	"machined/internal/envfile"
 	"machined/internal/netaddr"
 	"machined/internal/nsexec"
 	"machined/internal/sys"
@@ -112,8 +113,8 @@ func (s *Server) sshInfo(_ context.Context, _ *dbus.Call, m registry.Machine) ([
 	return []any{m.SSHAddress, m.SSHPrivateKey}, nil
 }
 
-func (s *Server) machineOSRelease(ctx context.Context, m *registry.Machine) (map[string]string, error) {
-	var fields map[string]string
+func (s *Server) machineOSRelease(ctx context.Context, m *registry.Machine) (envfile.Pairs, error) {
+	var fields envfile.Pairs
 	var err error
 	switch m.Class {
 	case registry.ClassHost, registry.ClassContainer:
@@ -130,6 +131,15 @@ func (s *Server) machineOSRelease(ctx context.Context, m *registry.Machine) (map
 	return fields, nil
 }
 
+// entries are assignments as they go over the bus, in the order of their file.
+func entries(fields envfile.Pairs) dbus.OrderedStrings {
+	out := make(dbus.OrderedStrings, len(fields))
+	for i, f := range fields {
+		out[i] = dbus.StringEntry(f)
+	}
+	return out
+}
+
 func (s *Server) osRelease(ctx context.Context, c *dbus.Call, m registry.Machine) ([]any, error) {
 	if err := s.authorize(ctx, c, actionInspect, details{"machine", m.Name, "verb", "get_os_release"}); err != nil {
 		return nil, err
@@ -138,7 +148,7 @@ func (s *Server) osRelease(ctx context.Context, c *dbus.Call, m registry.Machine
 	if err != nil {
 		return nil, err
 	}
-	return []any{fields}, nil
+	return []any{entries(fields)}, nil
 }
 
 func (s *Server) uidShift(_ context.Context, _ *dbus.Call, m registry.Machine) ([]any, error) {

@@ -141,7 +141,9 @@ func (s *Server) detail(ctx context.Context, c *dbus.Call, m *registry.Machine, 
 	d := details{"machine", m.Name, "verb", "get_os_release"}
 	if s.authorizeAs(ctx, c, actionInspect, d, false, nil) == nil {
 		if fields, err := s.machineOSRelease(ctx, m); err == nil {
-			row.OSRelease = fields
+			for _, f := range fields {
+				row.OSRelease[f.Key] = f.Value
+			}
 		}
 	}
 	return row
