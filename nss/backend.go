@@ -30,12 +30,12 @@ func NewDirectory(machines mapped.Machines, cache *netaddr.Cache) *Directory {
 
 // Addresses implements Backend. Machine names compare as host names do, without
 // regard to case; the exact name is preferred.
-func (d *Directory) Addresses(_ context.Context, name string) (string, []Address, error) {
+func (d *Directory) Addresses(_ context.Context, caller uint32, name string) (string, []Address, error) {
 	m, err := d.Machines.Get(name)
-	if err != nil {
+	if err != nil || !hasName(m, caller) {
 		ok := false
 		for _, other := range d.Machines.List() {
-			if strings.EqualFold(other.Name, name) {
+			if strings.EqualFold(other.Name, name) && hasName(other, caller) {
 				m, ok = other, true
 				break
 			}
@@ -50,6 +50,11 @@ func (d *Directory) Addresses(_ context.Context, name string) (string, []Address
 	}
 	return m.Name, addrs, nil
 }
+
+// hasName reports whether a machine's name means anything to a caller. A user can
+// register a machine under the name of any host, with any address in it: only
+// that user shall reach it by that name.
+func hasName(m registry.Machine, caller uint32) bool { return m.UID == 0 || m.UID == caller }
 
 // Of returns the ranked addresses of a container with a network of its own;
 // ErrNotFound for every other machine.
@@ -77,7 +82,7 @@ func (d *Directory) Of(m registry.Machine) ([]Address, error) {
 }
 
 // ReverseLookup implements Backend. All machines are looked at in parallel.
-func (d *Directory) ReverseLookup(ctx context.Context, ip netip.Addr) (string, error) {
+func (d *Directory) ReverseLookup(ctx context.Context, caller uint32, ip netip.Addr) (string, error) {
 	ip = ip.Unmap()
 	if ip.IsLoopback() || ip.IsMulticast() || ip.IsUnspecified() {
 		return "", ErrNotFound
@@ -87,7 +92,7 @@ func (d *Directory) ReverseLookup(ctx context.Context, ip netip.Addr) (string, e
 	var wait sync.WaitGroup
 	slots := make(chan struct{}, 8)
 	for i, m := range machines {
-		if m.Class != registry.ClassContainer {
+		if m.Class != registry.ClassContainer || !hasName(m, caller) {
 			continue
 		}
 		select {

@@ -134,7 +134,7 @@ func FuzzParseRequest(f *testing.F) {
 
 type fake struct{}
 
-func (fake) Addresses(_ context.Context, name string) (string, []Address, error) {
+func (fake) Addresses(_ context.Context, _ uint32, name string) (string, []Address, error) {
 	switch name {
 	case "deb":
 		return "deb", Rank([]Address{
@@ -150,7 +150,7 @@ func (fake) Addresses(_ context.Context, name string) (string, []Address, error)
 	return "", nil, ErrNotFound
 }
 
-func (fake) ReverseLookup(_ context.Context, ip netip.Addr) (string, error) {
+func (fake) ReverseLookup(_ context.Context, _ uint32, ip netip.Addr) (string, error) {
 	if ip == netip.MustParseAddr("10.0.0.2") {
 		return "deb", nil
 	}

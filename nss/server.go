@@ -31,10 +31,12 @@ type Entry struct {
 // that is not ErrNotFound becomes "unavailable", one of ctx "try again".
 type Backend interface {
 	// Addresses returns the machine's name as it is written in the table, and
-	// its addresses in the order of preference.
-	Addresses(ctx context.Context, name string) (canonical string, addrs []Address, err error)
-	// ReverseLookup returns the name of the machine that has the address.
-	ReverseLookup(ctx context.Context, ip netip.Addr) (name string, err error)
+	// its addresses in the order of preference. Machines of users other than root
+	// and the caller have no name: nobody else shall believe what they are called.
+	Addresses(ctx context.Context, caller uint32, name string) (canonical string, addrs []Address, err error)
+	// ReverseLookup returns the name of the machine that has the address, of
+	// those that Addresses knows.
+	ReverseLookup(ctx context.Context, caller uint32, ip netip.Addr) (name string, err error)
 	UserByName(ctx context.Context, name string) (Entry, error)
 	UserByID(ctx context.Context, uid uint32) (Entry, error)
 	GroupByName(ctx context.Context, name string) (Entry, error)
@@ -125,7 +127,7 @@ func (s *server) serve(ctx context.Context, conn *net.UnixConn) {
 		return
 	}
 	_ = conn.SetWriteDeadline(time.Now().Add(questionTimeout))
-	_, _ = conn.Write(s.answer(ctx, req))
+	_, _ = conn.Write(s.answer(ctx, uid, req))
 }
 
 func (s *server) enter(uid uint32) bool {
@@ -164,8 +166,8 @@ func peerUID(conn *net.UnixConn) (uint32, error) {
 	return cred.Uid, nil
 }
 
-func (s *server) answer(ctx context.Context, req request) []byte {
-	out, err := s.ask(ctx, req)
+func (s *server) answer(ctx context.Context, uid uint32, req request) []byte {
+	out, err := s.ask(ctx, uid, req)
 	switch {
 	case err == nil:
 		return out
@@ -178,18 +180,18 @@ func (s *server) answer(ctx context.Context, req request) []byte {
 	return encodeStatus(unavailable)
 }
 
-func (s *server) ask(ctx context.Context, req request) ([]byte, error) {
+func (s *server) ask(ctx context.Context, uid uint32, req request) ([]byte, error) {
 	var e Entry
 	var err error
 	switch req.op {
 	case hostByName:
-		name, addrs, err := s.backend.Addresses(ctx, req.name)
+		name, addrs, err := s.backend.Addresses(ctx, uid, req.name)
 		if err != nil {
 			return nil, err
 		}
 		return encodeHost(name, filterFamily(addrs, req.family)), nil
 	case hostByAddress:
-		name, err := s.backend.ReverseLookup(ctx, req.addr)
+		name, err := s.backend.ReverseLookup(ctx, uid, req.addr)
 		if err != nil {
 			return nil, err
 		}

@@ -74,3 +74,42 @@ func TestForeignUnit(t *testing.T) {
 		waitGone(t, h)
 	})
 }
+
+// TestUsersNames: a user's machine is called as some other host is, and has any
+// address in it. Nobody but the user is led to it by that name.
+func TestUsersNames(t *testing.T) {
+	ours(t)
+	t.Parallel()
+	h := host.Boot(t, host.Config{Suite: host.Trixie})
+	h.WriteFile(t, "/etc/polkit-1/rules.d/10-register.rules", `polkit.addRule(function(a, s) {
+	if (a.id == "org.freedesktop.machine1.register-machine" && s.user == "alice") return polkit.Result.YES; });
+`, 0o644)
+	p := h.Start(t, "setpriv", "--reuid=alice", "--regid=alice", "--init-groups", "unshare", "-Urn", "sh", "-c",
+		`ip link set lo up; ip addr add 203.0.113.9/32 dev lo scope global; echo "leader $$"; exec sleep 1000000`)
+	leader := strings.Fields(p.Expect(t, "leader ") + p.Expect(t, "\n"))
+	host.Eventually(t, 10*time.Second, func() error {
+		return exitError(h.TryAs("alice", "busctl", "call", busName, busPath, managerIf, "RegisterMachineWithNetwork", "sayssusai", "www.example.org", "0", "test", "container", leader[len(leader)-1], "", "1", "1"))
+	})
+	const name, address = "www.example.org", "203.0.113.9"
+	for _, look := range [][]string{{"ahosts", name}, {"hosts", name}, {"hosts", address}} {
+		get := append([]string{"getent"}, look...)
+		if r := h.TryAs("alice", get...); !strings.Contains(r.Stdout, address) || !strings.Contains(r.Stdout, name) {
+			t.Errorf("the user: %v", r)
+		}
+		if r := h.Try(get...); strings.Contains(r.Stdout, address) {
+			t.Errorf("root is led astray: %v", r)
+		}
+	}
+	hook := "/run/systemd/resolve.hook/io.systemd.Machine"
+	if got := h.MustRun(t, "varlinkctl", "call", hook, "io.systemd.Resolve.Hook.QueryFilter", "{}"); strings.Contains(got, name) {
+		t.Errorf("names for resolved: %s", got)
+	}
+	r := h.Try("varlinkctl", "call", hook, "io.systemd.Resolve.Hook.ResolveRecord", `{"question":[{"class":1,"type":1,"name":"www.example.org"},{"class":1,"type":1,"name":"a.www.example.org"}]}`)
+	if r.Exit != 0 || strings.Contains(r.Stdout, "rcode") {
+		t.Errorf("answer to resolved: %v", r)
+	}
+	if r := h.TryAs("alice", "busctl", "call", busName, busPath, managerIf, "TerminateMachine", "s", name); r.Exit != 0 {
+		t.Error(r)
+	}
+	waitGone(t, h)
+}

@@ -90,10 +90,15 @@ type filter struct {
 	FilterDomains []string `json:"filterDomains"`
 }
 
+// named reports whether a machine's name is one for the whole host. Users may
+// register machines under the names of other hosts, and resolved does not tell
+// who asks.
+func named(m registry.Machine) bool { return m.Class != registry.ClassHost && m.UID == 0 }
+
 func (h *Hook) domains() []string {
 	out := []string{}
 	for _, m := range h.machines.List() {
-		if m.Class != registry.ClassHost && m.State != registry.StateClosing {
+		if named(m) && m.State != registry.StateClosing {
 			out = append(out, m.Name)
 		}
 	}
@@ -192,7 +197,7 @@ func (h *Hook) resolveRecord(_ context.Context, call *varlink.Call) (any, error)
 			continue
 		}
 		for _, m := range machines {
-			if m.Class == registry.ClassHost {
+			if !named(m) {
 				continue
 			}
 			if !strings.EqualFold(m.Name, key.Name) {
