@@ -274,20 +274,39 @@ func (l lentLink) giveBack(guest *netlink.Handle, home netns.NsHandle) error {
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil // was not moved yet, or the machine has removed it
 	}
+	name := l.name // it has when it comes home
 	if err == nil {
 		_ = guest.LinkSetDown(link)
-		_ = rename(guest, link, l.name)
+		if rename(guest, link, l.name) != nil { // the machine may have another one of this name
+			name = link.Attrs().Name
+		}
 		err = guest.LinkSetNsFd(link, int(home))
 	}
 	if errors.Is(err, unix.EEXIST) {
-		if err = guest.LinkSetName(link, "dev"+strconv.Itoa(l.index)); err == nil {
+		name = "dev" + strconv.Itoa(l.index)
+		if err = guest.LinkSetName(link, name); err == nil {
 			err = guest.LinkSetNsFd(link, int(home))
 		}
+	}
+	if err == nil && name != l.name {
+		l.renameAt(home, name)
 	}
 	if err != nil {
 		return fmt.Errorf("Failed to give back network interface %s: %w", l.name, err)
 	}
 	return nil
+}
+
+// renameAt gives a link that is home again its old name, if that is free.
+func (l lentLink) renameAt(home netns.NsHandle, name string) {
+	host, err := netlink.NewHandleAt(home, unix.NETLINK_ROUTE)
+	if err != nil {
+		return
+	}
+	defer host.Close()
+	if link, err := host.LinkByName(name); err == nil {
+		_ = rename(host, link, l.name)
+	}
 }
 
 // rename gives a link another name. Where that is one of its alternative names the

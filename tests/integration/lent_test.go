@@ -76,5 +76,10 @@ func TestLentInterfaces(t *testing.T) {
 		if got := links(); got != before {
 			t.Errorf("links after li-alt came back: %q, want %q", got, before)
 		}
+		// The name that it is to have again is taken in the machine.
+		h.Shell(t, "systemd-nspawn -q --settings=no -M lent --network-interface=li0:in0 ip link add li0 type bridge")
+		if got := links(); got != before {
+			t.Errorf("links after li0 came back from a machine with another li0: %q, want %q", got, before)
+		}
 	})
 }

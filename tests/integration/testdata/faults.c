@@ -21,6 +21,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -31,13 +32,14 @@
  * program than the command itself, sets a limit, or makes a process (Go can't do without another thread). */
 enum { ALWAYS, WRITES, CHANGES_FILE, EXECUTES, LIMITS, FORKS };
 
-/* What is told of its arguments: s a string, d a directory that a path is relative to, f a file, n a number, - nothing. */
+/* What is told of its arguments: s a string, d a directory that a path is relative to, f a file, n a number, b bytes
+ * whose number is the next argument, m a message (sendmsg(2)), - nothing. */
 static const struct { const char *name; int nr, when; const char *arguments; } calls[] = {
 #define CALL(n, arguments) { #n, SYS_##n, ALWAYS, arguments }
         CALL(mount, "sssn"), CALL(umount2, "sn"), CALL(move_mount, "dsdsn"), CALL(open_tree, "dsn"), CALL(fsopen, "sn"),
         CALL(fsconfig, "-ns"), CALL(fsmount, "-nn"), CALL(mount_setattr, "dsn"), CALL(pivot_root, "ss"), CALL(unshare, "n"),
         CALL(setns, "fn"), CALL(socket, "nnn"), CALL(socketpair, "nnn"), CALL(bind, "f"), CALL(connect, "f"), CALL(listen, "f"),
-        CALL(sendto, "f"), CALL(sendmsg, "f"), CALL(mkdirat, "dsn"), CALL(mknodat, "dsnn"), CALL(symlinkat, "sds"),
+        CALL(sendto, "fbn"), CALL(sendmsg, "fm"), CALL(mkdirat, "dsn"), CALL(mknodat, "dsnn"), CALL(symlinkat, "sds"),
         CALL(linkat, "dsds"), CALL(unlinkat, "dsn"), CALL(renameat2, "dsds"), CALL(fchownat, "dsnn"), CALL(fchmodat, "dsn"),
         CALL(memfd_create, "s"), CALL(pipe2, "-n"), CALL(openat2, "ds"), CALL(pidfd_open, ""), CALL(flock, "fn"), CALL(ioctl, "fn"),
         CALL(setresuid, "nnn"), CALL(setresgid, "nnn"), CALL(setgroups, "n"), CALL(capset, ""), CALL(seccomp, "nn"),
@@ -46,7 +48,7 @@ static const struct { const char *name; int nr, when; const char *arguments; } c
         CALL(fchown, "fnn"), CALL(fchmod, "fn"), CALL(ftruncate, "fn"), CALL(pwrite64, "f-n"), CALL(fsetxattr, "fs"),
         CALL(utimensat, "ds"), CALL(setsockopt, "fnn"), CALL(pidfd_send_signal, "-n"), CALL(sched_setaffinity, ""), CALL(personality, "n"),
         CALL(keyctl, "n"), { "execve", SYS_execve, EXECUTES, "s" }, { "clone", SYS_clone, FORKS, "" }, { "prlimit64", SYS_prlimit64, LIMITS, "-n" },
-        { "write", SYS_write, WRITES, "f" }, { "openat", SYS_openat, CHANGES_FILE, "dsn" },
+        { "write", SYS_write, WRITES, "fbn" }, { "openat", SYS_openat, CHANGES_FILE, "dsn" },
 #ifdef SYS_mkdir
         CALL(mkdir, "sn"), CALL(rmdir, "s"), CALL(unlink, "s"), CALL(rename, "ss"), CALL(chown, "snn"), CALL(chmod, "sn"),
 #endif
@@ -98,6 +100,19 @@ static int counts(int i, const struct seccomp_notif *n, pid_t command) {
         return !strncmp(target, "socket:", 7) || !strncmp(target, "/sys/", 5) || !strncmp(target, "/proc/", 6);
 }
 
+/* words writes what can be read of the bytes of a process, as strings(1) does. */
+static void words(FILE *f, pid_t pid, uint64_t at, uint64_t len) {
+        char bytes[512];
+        struct iovec to = { bytes, len < sizeof bytes ? len : sizeof bytes }, from = { (void *)(uintptr_t)at, to.iov_len };
+        ssize_t got = process_vm_readv(pid, &to, 1, &from, 1, 0);
+        for (ssize_t i = 0, n = 0; i < got; i += n + 1) {
+                for (n = 0; i + n < got && bytes[i + n] > ' ' && bytes[i + n] <= '~'; n++)
+                        ;
+                if (n >= 4)
+                        fprintf(f, " %.*s", (int)n, bytes + i);
+        }
+}
+
 /* describe writes a line on a call. */
 static void describe(FILE *f, int i, int number, const struct seccomp_notif *n) {
         fprintf(f, "%s/%d", calls[i].name, number);
@@ -119,6 +134,18 @@ static void describe(FILE *f, int i, int number, const struct seccomp_notif *n) 
                 case 'f':
                         fprintf(f, " %s", file(n, (int)n->data.args[k]));
                         break;
+                case 'b':
+                        words(f, n->pid, n->data.args[k], n->data.args[k + 1]);
+                        break;
+                case 'm': {
+                        struct msghdr m = {};
+                        struct iovec v = {}, here = { &m, sizeof m }, there = { (void *)(uintptr_t)n->data.args[k], sizeof m };
+                        process_vm_readv(n->pid, &here, 1, &there, 1, 0);
+                        here = (struct iovec){ &v, sizeof v }, there = (struct iovec){ m.msg_iov, sizeof v };
+                        if (m.msg_iov && process_vm_readv(n->pid, &here, 1, &there, 1, 0) == sizeof v)
+                                words(f, n->pid, (uintptr_t)v.iov_base, v.iov_len);
+                        break;
+                }
                 case 'n':
                         fprintf(f, " %lld", (long long)n->data.args[k]);
                 }
