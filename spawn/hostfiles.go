@@ -178,6 +178,9 @@ func timezone(mode string, readOnly bool) stage.FileAction {
 			mode = "copy"
 		}
 	}
+	if mode == "copy" {
+		mode = "replace" // a link of the image's, too
+	}
 	a := stage.FileAction{Mode: mode, Source: local, ReadOnly: readOnly}
 	if mode == "symlink" {
 		if !isZone {

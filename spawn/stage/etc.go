@@ -36,15 +36,19 @@ func (o *outer) follow(p string, a FileAction) error {
 	if !o.root.exists(path.Dir(p)) {
 		return nil
 	}
+	if a.Mode == "symlink" && o.hasZone(p, a.Zone) {
+		return nil
+	}
+	// The root becomes read-only later, but nothing may be written to its file system.
+	if a.ReadOnly && a.Mode != "bind" {
+		return &os.PathError{Op: a.Mode, Path: p, Err: unix.EROFS}
+	}
 	o.asMachineRoot()
 	defer o.asHost()
 	switch a.Mode {
 	case "delete":
 		return o.remove(p)
 	case "symlink":
-		if o.hasZone(p, a.Zone) {
-			return nil
-		}
 		if o.root.exists("/usr/share/zoneinfo/" + a.Zone) {
 			if err := o.remove(p); err != nil {
 				return err
@@ -71,7 +75,7 @@ func (o *outer) follow(p string, a FileAction) error {
 		return o.copyHost(p, a.Source)
 	case "bind":
 		o.asHost()
-		return o.bindFollow(p, a.Source)
+		return o.bindFollow(p, a)
 	}
 	return fmt.Errorf("mode %q is unknown", a.Mode)
 }
@@ -114,17 +118,21 @@ func (o *outer) copyHost(p, source string) error {
 }
 
 // bindFollow binds onto what p points to inside the machine; onto p itself where it
-// is a link to nothing.
-func (o *outer) bindFollow(p, source string) error {
-	src, err := unix.Open(source, unix.O_PATH|unix.O_CLOEXEC, 0)
+// is a link to nothing, or to itself.
+func (o *outer) bindFollow(p string, a FileAction) error {
+	src, err := unix.Open(a.Source, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return &os.PathError{Op: "open", Path: source, Err: err}
+		return &os.PathError{Op: "open", Path: a.Source, Err: err}
 	}
 	defer unix.Close(src)
 	target, err := o.root.open(p, unix.O_PATH, 0)
-	if errors.Is(err, unix.ENOENT) && o.root.lexists(p) {
+	switch {
+	case err == nil:
+	case (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP)) && o.root.lexists(p):
 		target, err = o.root.open(p, unix.O_PATH|unix.O_NOFOLLOW, 0)
-	} else if err != nil {
+	case errors.Is(err, unix.ENOENT) && a.ReadOnly:
+		return nil // no place for it
+	default:
 		o.asMachineRoot()
 		target, err = o.root.node(p)
 		o.asHost()

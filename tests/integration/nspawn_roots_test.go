@@ -62,6 +62,12 @@ func TestNspawnRoots(t *testing.T) {
 			{name: "journal of an init lasts", script: `cp -a $T v; rm -rf v/var/log v/sbin/init; printf '#!/bin/sh\nstat -c %%u:%%a /var/log/journal\n' >v/sbin/init; chmod +x v/sbin/init
 				for o in "" -U --link-journal=no --read-only; do rm -rf v/var/log; systemd-nspawn -q --register=no -b $o -D $W/v; ls v/var/log 2>/dev/null; done; true`,
 				out: []string{`^0:755\r\njournal\n0:755\r\njournal\nstat: .*\r\nstat: .*$`}},
+			{name: "read-only is not written to", script: `cp -a $T v; rm -f v/etc/resolv.conf v/etc/localtime; tree() { find v -printf '%p %l %T@\n' | sort; }; systemd-nspawn -q --register=no --pipe -D $W/v --resolv-conf=off --timezone=off true; tree >before
+				for o in "" -U --resolv-conf=copy-host --resolv-conf=replace-host --resolv-conf=bind-host --timezone=copy --timezone=symlink --timezone=bind --timezone=delete; do
+					systemd-nspawn -q --register=no --pipe --read-only $o -D $W/v true 2>/dev/null; tree | diff before - || echo changed by $o; done; echo done`,
+				out: []string{`^done$`}, not: []string{`changed`}},
+			{name: "time zone over a link of the image's", script: `cp -a $T v; for o in copy bind; do ln -sf /run/none v/etc/localtime; systemd-nspawn -q --register=no --pipe --timezone=$o -D $W/v cat /etc/localtime | cmp - /etc/localtime && echo same; done`,
+				out: []string{`^same\nsame$`}},
 			{name: "volatile=yes without merged /usr", script: `$S --volatile true`, exit: 1, out: []string{`not supported`}},
 			{name: "volatile=state", script: `touch $T/var/lib/keep; $S --pipe --volatile=state sh -c 'ls /var/lib/keep; touch /etc/x; touch /var/lib2 && echo var; cat /etc/os-release'; ls $T/var`,
 				out: []string{`No such file`, `Read-only`, `^var$`, `^ID=busybox`}, not: []string{`^lib2$`}},
