@@ -59,7 +59,7 @@ func (r *Registry) restore(ctx context.Context, name string) {
 	e.stored = stored
 	e.leader = r.reopen(&m, &e.m.Leader, kept)
 	e.supervisor = r.reopen(&m, &e.m.Supervisor, kept)
-	e.m.Shared = m.Unit != unit.ScopeName(name) && r.shared(m.Leader.PID, m.Unit, m.UID)
+	e.m.Shared = r.shared(m.Leader.PID, m.Unit, m.UID)
 	if e.supervisor == nil {
 		e.m.Supervisor = Process{}
 	}

@@ -56,6 +56,21 @@ func TestForeignUnit(t *testing.T) {
 		if got := h.MustRun(t, "systemctl", "is-active", "shared"); got != "active\n" {
 			t.Errorf("root's unit is %s", got)
 		}
+		// A scope that was made for his machine is his, after a restart, too.
+		h.WriteFile(t, "/etc/polkit-1/rules.d/10-create.rules", `polkit.addRule(function(a, s) {
+	if (a.id == "org.freedesktop.machine1.create-machine" && s.user == "alice") return polkit.Result.YES; });
+`, 0o644)
+		host.Eventually(t, 10*time.Second, func() error {
+			return exitError(h.TryAs("alice", "sh", "-c", "sleep 3333333 </dev/null >/dev/null 2>&1 & exec busctl call "+busName+" "+busPath+" "+managerIf+" CreateMachine 'sayssusa(sv)' made 0 test container $! / 0"))
+		})
+		h.RestartDaemon(t)
+		if got := h.MustRun(t, "busctl", "call", busName, busPath, managerIf, "GetMachineByPID", "u", pid("sleep 3333333")); !strings.Contains(got, "machine/made") {
+			t.Errorf("machine with a scope of its own: %s", got)
+		}
+		if r := call("TerminateMachine", "s", "made"); r.Exit != 0 {
+			t.Error(r)
+		}
+		waitGone(t, h)
 		// A unit of his own service manager's is his.
 		h.Shell(t, "systemctl start user@$(id -u alice)")
 		mine := strings.TrimSpace(h.Shell(t, "systemctl show -p MainPID --value user@$(id -u alice)"))
