@@ -198,8 +198,7 @@ func (m *machine) linkJournal() error {
 	r := &m.plan.Root
 	// The init's journal shall outlast it.
 	m.plan.JournalDir = o.Boot() && o.LinkJournal != "no" && !o.Ephemeral && !r.ReadOnly && m.id != hostID()
-	kept := r.Path != "" && !r.ReadOnly && r.Volatile == "no"
-	if o.Ephemeral || o.LinkJournal == "no" || o.LinkJournal == "guest" && !kept {
+	if o.Ephemeral || o.LinkJournal == "no" || o.LinkJournal == "guest" && (r.Path == "" || r.Volatile != "no") {
 		return nil // nothing that lasts would be linked
 	}
 	err := m.tryLinkJournal()
@@ -220,7 +219,12 @@ func (m *machine) tryLinkJournal() error {
 	mode := m.opts.LinkJournal
 	if mode == "auto" {
 		st, err := os.Lstat(host)
-		if err != nil || !st.IsDir() {
+		switch {
+		case err != nil:
+			return nil
+		case st.Mode()&os.ModeSymlink != 0:
+			return m.followLink(host, id)
+		case !st.IsDir():
 			return nil
 		}
 		mode = "host"
@@ -244,7 +248,10 @@ func (m *machine) tryLinkJournal() error {
 		m.plan.Journal = &stage.Journal{Mode: "host", Host: host, ID: id, Try: m.opts.JournalTry}
 		return nil
 	case "guest":
-		inside := filepath.Join(m.root, "var/log/journal", id)
+		inside := m.insideJournal(id)
+		if m.plan.Root.ReadOnly {
+			return fmt.Errorf("make journal directory %s: %w", inside, unix.EROFS)
+		}
 		if err := m.guestJournal(id); err != nil {
 			return fmt.Errorf("make journal directory %s: %w", inside, err)
 		}
@@ -259,6 +266,24 @@ func (m *machine) tryLinkJournal() error {
 		return os.Symlink(inside, host)
 	}
 	return nil
+}
+
+// insideJournal is the machine's journal as the host sees it.
+func (m *machine) insideJournal(id string) string {
+	return filepath.Join(m.root, "var/log/journal", id)
+}
+
+// followLink has a link of the host's, from an earlier run, lead to something. One that is for
+// another tree goes.
+func (m *machine) followLink(host, id string) error {
+	r := &m.plan.Root
+	if r.Path == "" || r.ReadOnly || r.Volatile != "no" {
+		return nil
+	}
+	if to, err := os.Readlink(host); err == nil && to == m.insideJournal(id) {
+		return m.guestJournal(id)
+	}
+	return os.Remove(host)
 }
 
 // guestJournal makes var/log/journal/ID in the tree, owned as the tree is, and

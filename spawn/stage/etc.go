@@ -178,8 +178,12 @@ func (o *outer) journal() error {
 	}
 	err := func() error {
 		dest := "/var/log/journal/" + j.ID
+		place := func() (int, error) { return o.root.dir(dest, 0o755) }
+		if o.plan.Root.ReadOnly && o.plan.Root.Volatile == "no" { // as resolv.conf, see follow
+			place = func() (int, error) { return o.root.open(dest, unix.O_PATH|unix.O_DIRECTORY, 0) }
+		}
 		o.asMachineRoot()
-		target, err := o.root.dir(dest, 0o755)
+		target, err := place()
 		o.asHost()
 		if err != nil {
 			return err

@@ -63,8 +63,8 @@ func TestNspawnRoots(t *testing.T) {
 				for o in "" -U --link-journal=no --read-only; do rm -rf v/var/log; systemd-nspawn -q --register=no -b $o -D $W/v; ls v/var/log 2>/dev/null; done; true`,
 				out: []string{`^0:755\r\njournal\n0:755\r\njournal\nstat: .*\r\nstat: .*$`}},
 			{name: "read-only is not written to", script: `cp -a $T v; rm -f v/etc/resolv.conf v/etc/localtime; tree() { find v -printf '%p %l %T@\n' | sort; }; systemd-nspawn -q --register=no --pipe -D $W/v --resolv-conf=off --timezone=off true; tree >before
-				for o in "" -U --resolv-conf=copy-host --resolv-conf=replace-host --resolv-conf=bind-host --timezone=copy --timezone=symlink --timezone=bind --timezone=delete; do
-					systemd-nspawn -q --register=no --pipe --read-only $o -D $W/v true 2>/dev/null; tree | diff before - || echo changed by $o; done; echo done`,
+				for o in "" -U --resolv-conf=copy-host --resolv-conf=replace-host --resolv-conf=bind-host --timezone=copy --timezone=symlink --timezone=bind --timezone=delete --link-journal=try-host --link-journal=try-guest; do
+					systemd-nspawn -q --uuid=aaaaaaaa111142228333444455556666 --register=no --pipe --read-only $o -D $W/v true 2>/dev/null; tree | diff before - || echo changed by $o; done; echo done`,
 				out: []string{`^done$`}, not: []string{`changed`}},
 			{name: "time zone over a link of the image's", script: `cp -a $T v; for o in copy bind; do ln -sf /run/none v/etc/localtime; systemd-nspawn -q --register=no --pipe --timezone=$o -D $W/v cat /etc/localtime | cmp - /etc/localtime && echo same; done`,
 				out: []string{`^same\nsame$`}},
