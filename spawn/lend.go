@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -63,7 +64,7 @@ func (m *machine) interfaces(host *netlink.Handle) error {
 	var links []lentLink
 	var found []netlink.Link
 	for _, l := range m.opts.Interfaces {
-		link, err := host.LinkByName(l.Host)
+		link, err := wanted(host, l.Host)
 		if err != nil {
 			return fmt.Errorf("Failed to get device %s: %w", l.Host, linkError(err))
 		}
@@ -100,6 +101,36 @@ func (m *machine) interfaces(host *netlink.Handle) error {
 		}
 	}
 	return nil
+}
+
+// wanted finds a link of the host. One that is lent is waited for: it may be on its way
+// home from a machine that has just ended, and nothing tells when it is there.
+func wanted(host *netlink.Handle, name string) (netlink.Link, error) {
+	deadline := time.Now().Add(linkPatience)
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		away := isLent(LentDir, name) // asked first, since it may come in between
+		link, err := host.LinkByName(name)
+		if err == nil || !away || time.Now().After(deadline) {
+			return link, err
+		}
+		time.Sleep(pause)
+		_ = giveBackAll(LentDir, "") // its supervisor may have been killed
+	}
+}
+
+// isLent tells whether a machine has the interface of this name, or had it and it is
+// still to be given back.
+func isLent(parent, name string) bool {
+	lists, _ := filepath.Glob(filepath.Join(parent, "*", lentLinks))
+	for _, list := range lists {
+		text, _ := os.ReadFile(list) // may be gone by now
+		for line := range strings.Lines(string(text)) {
+			if l, err := parseLent(line); err == nil && l.name == name {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // noteLent writes down what is about to be lent, and has it given back at the end.

@@ -76,6 +76,10 @@ func TestLentInterfaces(t *testing.T) {
 		if got := links(); got != before {
 			t.Errorf("links after li-alt came back: %q, want %q", got, before)
 		}
+		// One that is on its way home is waited for.
+		h.Shell(t, `d=/run/systemd/nspawn/interfaces/other+0011223344556677; mkdir $d; echo 99 lw0 in0 >$d/links
+flock $d sh -c 'sleep 0.5; ip link add lw0 type veth peer name lw1' & sleep 0.1
+systemd-nspawn -q --settings=no -M lent --network-interface=lw0 true; ip link show lw0; ip link del lw0; wait; systemd-nspawn --cleanup -M other; [ ! -e $d ]`)
 		// The name that it is to have again is taken in the machine.
 		h.Shell(t, "systemd-nspawn -q --settings=no -M lent --network-interface=li0:in0 ip link add li0 type bridge")
 		if got := links(); got != before {
