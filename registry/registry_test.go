@@ -345,6 +345,35 @@ func TestDelegated(t *testing.T) {
 	}
 }
 
+// TestOwns: who has registered a machine owns it as long as its leader is that user's.
+func TestOwns(t *testing.T) {
+	reg, _ := newTestRegistry(t, t.TempDir(), newFake())
+	me := uint32(os.Getuid())
+	for name, uid := range map[string]uint32{"mine": me, "taken": me + 7} {
+		req, _ := request(t, name)
+		req.UID = uid
+		e, err := newEntry(req, "", "")
+		if err == nil {
+			err = reg.reserve(e)
+		}
+		if err == nil {
+			_, err = reg.publish(e)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, test := range []struct {
+		name string
+		uid  uint32
+		want bool
+	}{{"mine", me, true}, {"mine", me + 7, false}, {"taken", me + 7, false}, {"taken", me, false}, {"nope", me, false}} {
+		if got := reg.Owns(test.name, test.uid); got != test.want {
+			t.Errorf("%s, %d: got %v", test.name, test.uid, got)
+		}
+	}
+}
+
 // TestGuestInUnit: what is done to a machine in a unit of others is done to its leader alone.
 func TestGuestInUnit(t *testing.T) {
 	b := newFake()

@@ -146,6 +146,27 @@ func (r *Registry) mayRegister(req CreateRequest) error {
 	return &detailError{kind: ErrAccess, text: fmt.Sprintf("User %d may not register process %d as leader of a machine: it is not theirs", sender.UID, req.Leader.PID())}
 }
 
+// Owns reports whether uid has the rights of a machine's owner: who has registered
+// it, while its leader and supervisor are still that user's. A process that has
+// executed a set-user-ID program since (execve(2)) is not, and its user could not
+// signal it either. Those that have ended are nobody's.
+func (r *Registry) Owns(name string, uid uint32) bool {
+	r.mu.Lock()
+	e, err := r.lookup(name)
+	if err != nil || e.m.UID != uid {
+		r.mu.Unlock()
+		return false
+	}
+	leader, supervisor := e.leader, e.supervisor
+	r.mu.Unlock()
+	for _, p := range []*sys.Process{leader, supervisor} {
+		if p != nil && p.Alive() && !ownsProcess(p, uid) && p.Alive() {
+			return false
+		}
+	}
+	return true
+}
+
 // ownsProcess reports whether uid runs p, or owns a user namespace on the chain
 // from that of p up to the initial one (ioctl_nsfs(2)).
 func ownsProcess(p *sys.Process, uid uint32) bool {

@@ -56,6 +56,24 @@ func TestForeignUnit(t *testing.T) {
 		if got := h.MustRun(t, "systemctl", "is-active", "shared"); got != "active\n" {
 			t.Errorf("root's unit is %s", got)
 		}
+		// A program that takes root's rights is not his any more, though he has started it.
+		h.Shell(t, "cp $(command -v setpriv) /usr/local/bin/become; chmod 4755 /usr/local/bin/become; mkfifo -m 666 /go")
+		p := h.Start(t, "setpriv", "--reuid=alice", "--regid=alice", "--init-groups", "sh", "-c", `echo "leader $$."; read go </go; exec become --ruid=root sleep 4444444`)
+		line := p.Expect(t, ".")
+		leader := strings.TrimSuffix(line[strings.LastIndex(line, " ")+1:], ".")
+		if r := call("RegisterMachine", "sayssus", "risen", "0", "test", "container", leader, ""); r.Exit != 0 {
+			t.Fatal(r)
+		}
+		if r := call("KillMachine", "ssi", "risen", "leader", "18"); r.Exit != 0 {
+			t.Errorf("a signal to the user's process: %v", r)
+		}
+		h.Shell(t, "echo go >/go")
+		pid("sleep 4444444")
+		if r := call("KillMachine", "ssi", "risen", "leader", "9"); r.Exit == 0 {
+			t.Errorf("a signal to a process of root's: %v", r)
+		}
+		h.MustRun(t, "machinectl", "kill", "-s", "KILL", "risen")
+		waitGone(t, h)
 		// A scope that was made for his machine is his, after a restart, too.
 		h.WriteFile(t, "/etc/polkit-1/rules.d/10-create.rules", `polkit.addRule(function(a, s) {
 	if (a.id == "org.freedesktop.machine1.create-machine" && s.user == "alice") return polkit.Result.YES; });

@@ -36,7 +36,7 @@ func (s *Services) privileged(call *varlink.Call) bool {
 // owned, if there is one.
 func (s *Services) authorize(ctx context.Context, call *varlink.Call, owned *registry.Machine, action string, d details) error {
 	ask := interactive(call)
-	if s.privileged(call) || owned != nil && owned.UID == call.Peer.UID {
+	if s.privileged(call) || owned != nil && s.cfg.Registry.Owns(owned.Name, call.Peer.UID) {
 		return nil
 	}
 	if s.cfg.Authority == nil || s.cfg.User {

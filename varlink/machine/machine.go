@@ -41,6 +41,7 @@ type Registry interface {
 	List() []registry.Machine
 	ByPID(pid int) (registry.Machine, error)
 	Leader(name string) (*sys.Process, error)
+	Owns(name string, uid uint32) bool
 	Notify(registry.Listener)
 }
 

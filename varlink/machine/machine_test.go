@@ -90,6 +90,11 @@ func (f *fakeRegistry) ByPID(pid int) (registry.Machine, error) {
 	return registry.Machine{}, registry.ErrNoMachineForPID
 }
 
+func (f *fakeRegistry) Owns(name string, uid uint32) bool {
+	m, err := f.Get(name)
+	return err == nil && m.UID == uid
+}
+
 func (f *fakeRegistry) Leader(string) (*sys.Process, error) { return sys.OpenProcess(os.Getpid()) }
 func (f *fakeRegistry) Notify(registry.Listener)            {}
 

@@ -46,7 +46,7 @@ func (s *Server) authorizeAs(ctx context.Context, c *dbus.Call, action string, d
 	if err != nil {
 		return err
 	}
-	if creds.UID == 0 || creds.UID == s.ownUID || owned != nil && owned.UID == creds.UID {
+	if creds.UID == 0 || creds.UID == s.ownUID || owned != nil && s.reg.Owns(owned.Name, creds.UID) {
 		return nil
 	}
 	return s.ask(ctx, c, action, d, interactive)

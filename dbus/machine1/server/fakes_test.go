@@ -140,6 +140,11 @@ func (r *fakeRegistry) ByPID(pid int) (registry.Machine, error) {
 	return registry.Machine{}, registry.ErrNoMachineForPID
 }
 
+func (r *fakeRegistry) Owns(name string, uid uint32) bool {
+	m, err := r.Get(name)
+	return err == nil && m.UID == uid
+}
+
 func (r *fakeRegistry) Leader(name string) (*sys.Process, error) {
 	m, err := r.Get(name)
 	if err != nil {

@@ -39,6 +39,7 @@ type Registry interface {
 	ByMember(pid int) (registry.Machine, bool)
 	Changes() uint64
 	Leader(name string) (*sys.Process, error)
+	Owns(name string, uid uint32) bool
 	Start(context.Context, registry.StartRequest) error
 	Enable(ctx context.Context, names []string, on bool) ([]registry.UnitChange, error)
 	Console(name string, max int) ([]byte, error)
