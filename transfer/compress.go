@@ -79,7 +79,7 @@ func NewReader(r io.Reader) (io.ReadCloser, Format, error) {
 	err = nil
 	format := detect(head)
 	var out io.Reader
-	closer := func() error { return nil }
+	abort, release := func() error { return nil }, func() {}
 	switch format {
 	case Gzip:
 		out, err = inflate.NewReader(in)
@@ -87,19 +87,19 @@ func NewReader(r io.Reader) (io.ReadCloser, Format, error) {
 		var d *zstd.Decoder
 		d, err = zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(0))
 		if err == nil {
-			out, closer = zstdReader{d}, func() error { d.Close(); return nil }
+			out, release = zstdReader{d}, d.Close // a decoder that is closed while it is read hangs
 		}
 	case Bzip2:
-		out, closer, err = pipeThrough(in, func() (io.Reader, error) { return bzip2.NewReader(in), nil }, []string{"lbzip2", "-dc"}, []string{"bzip2", "-dc"})
+		out, abort, err = pipeThrough(in, func() (io.Reader, error) { return bzip2.NewReader(in), nil }, []string{"lbzip2", "-dc"}, []string{"bzip2", "-dc"})
 	case XZ:
-		out, closer, err = pipeThrough(in, func() (io.Reader, error) { return xz.NewReader(in) }, xzDecoder())
+		out, abort, err = pipeThrough(in, func() (io.Reader, error) { return xz.NewReader(in) }, xzDecoder())
 	default:
 		out = in
 	}
 	if err != nil {
 		return nil, "", fmt.Errorf("read %s stream: %w", format, err)
 	}
-	return newAhead(out, closer), format, nil
+	return newAhead(out, abort, release), format, nil
 }
 
 // xzDecoder is the command line that decodes xz. Threads each keep whole blocks
@@ -125,7 +125,11 @@ func pipeThrough(in io.Reader, library func() (io.Reader, error), programs ...[]
 		cmd := exec.Command(path, argv[1:]...)
 		errs := &limitedText{}
 		source := &source{r: in}
-		cmd.Stdin, cmd.Stderr = source, errs
+		cmd.Stderr = errs
+		feed, err := cmd.StdinPipe()
+		if err != nil {
+			return nil, nil, err
+		}
 		out, end, err := widePipe()
 		if err != nil {
 			return nil, nil, err
@@ -137,6 +141,11 @@ func pipeThrough(in io.Reader, library func() (io.Reader, error), programs ...[]
 			_ = out.Close()
 			return nil, nil, err
 		}
+		// Not by cmd itself, whose Wait would wait for a source that is silent.
+		go func() {
+			_, _ = io.Copy(feed, source)
+			_ = feed.Close()
+		}()
 		child := &childReader{out: out, cmd: cmd, source: source, errs: errs}
 		return child, child.Close, nil
 	}
@@ -177,13 +186,22 @@ type childReader struct {
 // source remembers why reading it has failed: the program only sees an early end.
 type source struct {
 	r   io.Reader
-	err error // for who has waited for the program
+	mu  sync.Mutex // guards err
+	err error
+}
+
+func (s *source) failed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
 }
 
 func (s *source) Read(b []byte) (int, error) {
 	n, err := s.r.Read(b)
 	if err != nil && !errors.Is(err, io.EOF) {
+		s.mu.Lock()
 		s.err = err
+		s.mu.Unlock()
 	}
 	return n, err
 }
@@ -205,8 +223,8 @@ func (c *childReader) Read(b []byte) (int, error) {
 func (c *childReader) wait() error {
 	c.once.Do(func() {
 		c.err = decoderFault(filepath.Base(c.cmd.Path), c.cmd.Wait(), c.errs.line())
-		if c.source.err != nil {
-			c.err = c.source.err
+		if err := c.source.failed(); err != nil {
+			c.err = err
 		}
 	})
 	return c.err
@@ -293,16 +311,18 @@ type ahead struct {
 	failed     error // set before full is closed
 	stop       chan struct{}
 	finished   chan struct{}
-	closer     func() error
+	abort      func() error // has a read that is under way return
 }
 
-func newAhead(r io.Reader, closer func() error) *ahead {
-	a := &ahead{full: make(chan []byte, 8), free: make(chan []byte, 8), stop: make(chan struct{}), finished: make(chan struct{}), closer: closer}
+// newAhead reads from r; release is called when the last read has returned.
+func newAhead(r io.Reader, abort func() error, release func()) *ahead {
+	a := &ahead{full: make(chan []byte, 8), free: make(chan []byte, 8), stop: make(chan struct{}), finished: make(chan struct{}), abort: abort}
 	for range cap(a.free) {
 		a.free <- make([]byte, 512<<10)
 	}
 	go func() {
 		defer close(a.finished)
+		defer release()
 		defer close(a.full)
 		for {
 			var buf []byte
@@ -358,12 +378,17 @@ func (a *ahead) Read(b []byte) (int, error) {
 	return n, nil
 }
 
+// lastRead is how long Close waits for a read that is under way: one from a pipe into
+// which nobody writes may take for ever, and nobody wants what it brings.
+const lastRead = time.Second
+
 func (a *ahead) Close() error {
 	close(a.stop)
-	err := a.closer()
-	for range a.full { //nolint:revive // drained, so that the reader ends
+	err := a.abort()
+	select {
+	case <-a.finished:
+	case <-time.After(lastRead):
 	}
-	<-a.finished
 	return err
 }
 

@@ -2,8 +2,10 @@ package transfer
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,5 +64,46 @@ func TestSilentPipe(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestBadArchiveFromPipe imports rubbish from pipes that stay open: the error comes at once,
+// however it is compressed. Not so with xz(1): it may keep what it has decoded until it gets more.
+func TestBadArchiveFromPipe(t *testing.T) {
+	needRoot(t)
+	rubbish := make([]byte, 2<<20)
+	for i := range rubbish {
+		rubbish[i] = byte(rand.Uint32())
+	}
+	for _, format := range []Format{Uncompressed, Gzip, Bzip2, Zstd} {
+		t.Run(string(format), func(t *testing.T) {
+			t.Parallel()
+			var packed bytes.Buffer
+			w, err := NewWriter(&packed, format)
+			must(t, err)
+			_, err = w.Write(rubbish)
+			must(t, err)
+			must(t, w.Close())
+			for range 5 {
+				root := t.TempDir()
+				from, to, err := os.Pipe()
+				must(t, err)
+				go func() { _, _ = to.Write(packed.Bytes()[:packed.Len()-20]) }()
+				req := request(t, ImportTar, root, "b")
+				req.File = from
+				ended := make(chan error, 1)
+				go func() { ended <- Run(context.Background(), req) }()
+				select {
+				case err = <-ended:
+				case <-time.After(50 * time.Second):
+					t.Fatal("it does not end")
+				}
+				_, _ = from.Close(), to.Close()
+				if !errors.Is(err, ErrArchive) {
+					t.Errorf("got %v", err)
+				}
+				nothingIn(t, root)
+			}
+		})
 	}
 }

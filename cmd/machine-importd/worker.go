@@ -119,8 +119,12 @@ func (p *process) follow(out io.Reader, req transfer.Request) {
 	p.mu.Unlock()
 	var exit *exec.ExitError
 	if errors.As(p.err, &exit) && !stopped {
-		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() { // else it has said why
+		status, ok := exit.Sys().(syscall.WaitStatus)
+		switch {
+		case ok && status.Signaled():
 			req.Log(transfer.Err, fmt.Sprintf("The process of this transfer was ended by signal %s.", unix.SignalName(status.Signal())))
+		case exit.ExitCode() != 1: // else it has said why
+			req.Log(transfer.Err, fmt.Sprintf("The process of this transfer has crashed with status %d.", exit.ExitCode()))
 		}
 	}
 	_ = p.orders.Close()
