@@ -31,6 +31,7 @@ func (m *machine) planBundle() error {
 		return nil
 	}
 	p.NoHome = true
+	p.Root.ReadOnlyLate = true // as other engines do
 	if u := b.User; u != nil {
 		p.UIDSet, p.ExtraGroups, p.Umask = &stage.IDs{UID: u.UID, GID: u.GID}, u.Groups, u.Umask
 	}

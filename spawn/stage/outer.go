@@ -211,6 +211,7 @@ func (o *outer) run() (err error) {
 		o.joinNetwork,
 		o.attachRoot,
 		o.baseDirs,
+		o.protectRoot,
 		o.apiMounts,
 		o.devices,
 		o.terminal,

@@ -108,7 +108,9 @@ type Root struct {
 	Need     []string
 	Shown    string
 	ReadOnly bool
-	Volatile string // "no", "yes", "state", "overlay"
+	// ReadOnlyLate lets mount points be made in a root that is to be read-only.
+	ReadOnlyLate bool
+	Volatile     string // "no", "yes", "state", "overlay"
 	// Overlay is an empty directory of the host that takes all changes to the
 	// image, which stays as it is; "" for none.
 	Overlay   string

@@ -190,6 +190,14 @@ func (o *outer) mapRoot(m int, foreign bool) error {
 	return nil
 }
 
+// protectRoot makes the root read-only before anything but the base directories is made in it.
+func (o *outer) protectRoot() error {
+	if o.plan.Root.ReadOnlyLate {
+		return nil
+	}
+	return o.readOnlyRoot()
+}
+
 func (o *outer) readOnlyRoot() error {
 	r := &o.plan.Root
 	if !r.ReadOnly && r.Volatile != "state" {

@@ -66,6 +66,8 @@ func TestNspawnRoots(t *testing.T) {
 				for o in "" -U --resolv-conf=copy-host --resolv-conf=replace-host --resolv-conf=bind-host --timezone=copy --timezone=symlink --timezone=bind --timezone=delete --link-journal=try-host --link-journal=try-guest; do
 					systemd-nspawn -q --uuid=aaaaaaaa111142228333444455556666 --register=no --pipe --read-only $o -D $W/v true 2>/dev/null; tree | diff before - || echo changed by $o; done; echo done`,
 				out: []string{`^done$`}, not: []string{`changed`}},
+			{name: "no mount point is made in a read-only root", script: `touch $W/f; for o in --read-only --volatile=state; do for m in --bind=/usr/share:/new1 --bind=$W/f:/new2 --tmpfs=/new3 --overlay=+/etc::/new4; do $S --pipe $o $m true; echo $?; done; $S --pipe $o --tmpfs=/var --bind=/usr/share:/var/new ls -d /var/new; done; find $T -maxdepth 1 -name 'new*'`,
+				out: []string{`^/var/new$`}, not: []string{`^0$`, `bb/new`}},
 			{name: "time zone over a link of the image's", script: `cp -a $T v; for o in copy bind; do ln -sf /run/none v/etc/localtime; systemd-nspawn -q --register=no --pipe --timezone=$o -D $W/v cat /etc/localtime | cmp - /etc/localtime && echo same; done`,
 				out: []string{`^same\nsame$`}},
 			{name: "volatile=yes without merged /usr", script: `$S --volatile true`, exit: 1, out: []string{`not supported`}},
