@@ -365,7 +365,7 @@ func imageSnapshots(t *testing.T, h *host.Host, fstype string) {
 	if got := treeList(t, h, "/var/lib/machines/one"); got != want {
 		t.Errorf("rolled back image differs:\n%s---\n%s", linesOnlyIn(got, want), linesOnlyIn(want, got))
 	}
-	refused("no such snapshot", "rollback", "one", "third")
+	refused(`has no snapshot "third"`, "rollback", "one", "third")
 	refused("No image 'missing' known", "snapshot", "missing")
 	refused("No image 'missing' known", "snapshots", "missing")
 	refused("Snapshot name 'a/b' is invalid.", "snapshot", "one", "a/b")
