@@ -42,21 +42,12 @@ func busy(name string) error { return tell(ErrBusy, "image %q is currently busy"
 
 // on says that an error is about an image, unless it does so itself. What was to be
 // done the caller knows, who asked for it.
-func on(name string, err error) error {
-	var whole *told
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &whole):
-		return whole
-	case errors.Is(err, ErrBusy):
-		return busy(name)
-	}
-	return fmt.Errorf("image %q: %w", name, unnamed(err))
-}
+func on(name string, err error) error { return about("image", name, err) }
 
 // copying is on for a new image or snapshot that is being made of another.
-func copying(name string, err error) error {
+func copying(name string, err error) error { return about("copy of image", name, err) }
+
+func about(what, name string, err error) error {
 	var whole *told
 	switch {
 	case err == nil:
@@ -66,7 +57,7 @@ func copying(name string, err error) error {
 	case errors.Is(err, ErrBusy):
 		return busy(name)
 	}
-	return fmt.Errorf("copy of image %q: %w", name, unnamed(err))
+	return fmt.Errorf("%s %q: %w", what, name, unnamed(err))
 }
 
 // unnamed takes the path of what is temporary out of an error: it says nothing to
