@@ -73,7 +73,7 @@ func (t *transferBench) race(name, words string, impls ...host.Impl) {
 	t.Helper()
 	c := timedCommand{
 		Argv: []string{"sh", "-c", "exec " + t.h.Stock("machinectl") + " -q " + words},
-		Warm: t.h.Stock("machinectl") + " list-transfers >/dev/null", Before: "sync", Unit: t.unit,
+		Warm: t.h.Stock("machinectl") + " list-transfers >/dev/null", Before: settle, Unit: t.unit,
 	}
 	var runners []runner
 	for _, impl := range impls {
