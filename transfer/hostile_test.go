@@ -64,19 +64,23 @@ func TestOddArchives(t *testing.T) {
 	}
 }
 
+// packed compresses data.
+func packed(t *testing.T, format Format, data []byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w, err := NewWriter(&out, format)
+	must(t, err)
+	_, err = w.Write(data)
+	must(t, err)
+	must(t, w.Close())
+	return out.Bytes()
+}
+
 // TestHostileStreams imports what must fail: the error is one line, and nothing is left.
 func TestHostileStreams(t *testing.T) {
 	needRoot(t)
 	good := archive(t, &tar.Header{Typeflag: tar.TypeReg, Name: "etc/x"})
-	pack := func(format Format, data []byte) []byte {
-		var out bytes.Buffer
-		w, err := NewWriter(&out, format)
-		must(t, err)
-		_, err = w.Write(data)
-		must(t, err)
-		must(t, w.Close())
-		return out.Bytes()
-	}
+	pack := func(format Format, data []byte) []byte { return packed(t, format, data) }
 	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 	// A header whose size field says a gigabyte, of the type that precedes an entry.
 	huge := func(kind byte) []byte {
@@ -126,11 +130,7 @@ func TestConcatenatedStreams(t *testing.T) {
 	for _, format := range []Format{Gzip, XZ, Bzip2, Zstd} {
 		var out bytes.Buffer
 		for _, part := range [][]byte{good[:700], good[700:1300], good[1300:]} {
-			w, err := NewWriter(&out, format)
-			must(t, err)
-			_, err = w.Write(part)
-			must(t, err)
-			must(t, w.Close())
+			out.Write(packed(t, format, part))
 		}
 		root := t.TempDir()
 		must(t, importBytes(t, root, out.Bytes()))

@@ -2,7 +2,6 @@ package transfer
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -78,17 +77,12 @@ func TestBadArchiveFromPipe(t *testing.T) {
 	for _, format := range []Format{Uncompressed, Gzip, Bzip2, Zstd} {
 		t.Run(string(format), func(t *testing.T) {
 			t.Parallel()
-			var packed bytes.Buffer
-			w, err := NewWriter(&packed, format)
-			must(t, err)
-			_, err = w.Write(rubbish)
-			must(t, err)
-			must(t, w.Close())
+			data := packed(t, format, rubbish)
 			for range 5 {
 				root := t.TempDir()
 				from, to, err := os.Pipe()
 				must(t, err)
-				go func() { _, _ = to.Write(packed.Bytes()[:packed.Len()-20]) }()
+				go func() { _, _ = to.Write(data[:len(data)-20]) }()
 				req := request(t, ImportTar, root, "b")
 				req.File = from
 				ended := make(chan error, 1)

@@ -21,15 +21,7 @@ import (
 func TestReasons(t *testing.T) {
 	needRoot(t)
 	good := archive(t, &tar.Header{Typeflag: tar.TypeReg, Name: "etc/x"}, &tar.Header{Typeflag: tar.TypeReg, Name: "etc/y"})
-	pack := func(format Format, data []byte) []byte {
-		var out bytes.Buffer
-		w, err := NewWriter(&out, format)
-		must(t, err)
-		_, err = w.Write(data)
-		must(t, err)
-		must(t, w.Close())
-		return out.Bytes()
-	}
+	pack := func(format Format, data []byte) []byte { return packed(t, format, data) }
 	flip := func(data []byte, at int) []byte {
 		data = bytes.Clone(data)
 		data[at] ^= 0xff
